@@ -1,0 +1,1 @@
+"""Raw rows to packed batches: read, clean, split, pack."""

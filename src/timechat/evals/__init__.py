@@ -1,0 +1,1 @@
+"""The same questions before and after: ask, score, compare, report."""

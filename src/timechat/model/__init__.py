@@ -1,0 +1,1 @@
+"""Weights and token ids: load a model, render conversations, attach what learns."""

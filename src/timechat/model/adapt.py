@@ -1,0 +1,200 @@
+"""Low-rank adapters: attach, switch off, scale, merge, and PEFT's file format in both directions.
+
+y = x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ, with A (r, in) Kaiming-uniform and B (out, r) zero, so that
+an adapter at its start equals its base (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+W stays frozen in the base's dtype; A and B are fp32 masters, cast to the input's dtype in use.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from timechat.errors import CheckpointError, ModelError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PEFT_PREFIX = "base_model.model."
+# Names of linear layers that are attention's, over the families; every other one is MLP's.
+_ATTENTION_PARTS = ("attn", "attention", "q_proj", "k_proj", "v_proj", "query_key_value")
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with a low-rank path beside it."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base = base
+        self.rank = rank
+        self.alpha = alpha
+        self.enabled = True
+        device = base.weight.device
+        self.lora_a = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        if not self.enabled:
+            return y
+        a, b = self.lora_a.to(x.dtype), (self.lora_b * self.scale).to(x.dtype)
+        flat = F.linear(x, a).flatten(0, -2)
+        return torch.addmm(y.flatten(0, -2), flat, b.T).view_as(y)
+
+    def delta(self) -> Tensor:
+        """The dense update (out, in) in fp32."""
+        return self.scale * (self.lora_b @ self.lora_a)
+
+
+def attach(model: nn.Module, rank: int, alpha: float, targets: str, seed: int = 0) -> int:
+    """Freeze `model` and put adapters on its linear layers; returns the number of trained weights.
+
+    `targets` is `all`, `attention` or `mlp`; the output head is never one. The same seed gives
+    the same start. Raises ModelError when the model has no linear layer of that kind.
+    """
+    model.requires_grad_(False)
+    head = output_head(model)
+    chosen = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not head and _wanted(name, targets)
+    ]
+    if not chosen:
+        raise ModelError(f"the model has no linear layer for adapt.targets = {targets!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in chosen:
+            _replace(model, name, LoraLinear(_linear(model, name), rank, alpha))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    return getter() if getter is not None else None
+
+
+def adapters(model: nn.Module) -> dict[str, LoraLinear]:
+    """The adapted layers by the name that the base model gives them."""
+    return {n: layer for n, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The base model, while the block runs."""
+    layers = list(adapters(model).values())
+    before = [layer.enabled for layer in layers]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer.enabled = was
+
+
+def set_strength(model: nn.Module, alpha: float) -> None:
+    """Set every adapter's alpha: its strength is alpha / rank."""
+    for layer in adapters(model).values():
+        layer.alpha = alpha
+
+
+def merge(model: nn.Module) -> None:
+    """Fold every adapter into its weight (computed in fp32, rounded once) and drop it."""
+    for name, layer in adapters(model).items():
+        weight = layer.base.weight
+        merged = weight.detach().float() + layer.delta().detach()
+        weight.data.copy_(merged.to(weight.dtype))
+        _replace(model, name, layer.base)
+
+
+def save_adapter(
+    model: nn.Module, folder: Path, base_path: str, base_digest: str, targets: str
+) -> None:
+    """Write the adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors`."""
+    layers = adapters(model)
+    first = next(iter(layers.values()))
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        tensors[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = layer.lora_a.detach().cpu().contiguous()
+        tensors[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = layer.lora_b.detach().cpu().contiguous()
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_path,
+        "r": first.rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        # Full names, so that nothing but what was trained is ever adapted.
+        "target_modules": sorted(layers),
+        "timechat": {"base_digest": base_digest, "targets": targets},
+    }
+    # PEFT refuses keys it does not know, so ours stand beside its file.
+    ours = config.pop("timechat")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "base.json").write_text(json.dumps({"path": base_path, **ours}, indent=2) + "\n")
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Attach the PEFT LoRA adapter in `folder`, ours or PEFT's own.
+
+    Raises CheckpointError for anything but a plain LoRA whose tensors fit the model exactly.
+    """
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        raise CheckpointError(f"{folder} holds a {config.get('peft_type')} adapter; LoRA is known")
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    if config.get("use_rslora"):
+        alpha *= math.sqrt(rank)
+    names = {
+        key.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors if ".lora_" in key
+    }
+    model.requires_grad_(False)
+    for name in sorted(names):
+        layer = LoraLinear(_linear(model, name), rank, alpha)
+        for part, parameter in (("A", layer.lora_a), ("B", layer.lora_b)):
+            key = f"{_PEFT_PREFIX}{name}.lora_{part}.weight"
+            if key not in tensors or tensors[key].shape != parameter.shape:
+                raise CheckpointError(f"{folder}: {key} is missing or has the wrong shape")
+            parameter.data.copy_(tensors[key])
+        _replace(model, name, layer)
+
+
+def _wanted(name: str, targets: str) -> bool:
+    attention = any(part in name for part in _ATTENTION_PARTS)
+    return targets == "all" or attention == (targets == "attention")
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Linear):
+        raise CheckpointError(f"the base model has no linear layer {name!r}: another base?")
+    return layer
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)

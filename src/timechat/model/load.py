@@ -1,0 +1,213 @@
+"""Names to models: `starter`, a folder, a Hub id, a run, a checkpoint.
+
+Only safetensors are read and no remote code runs. Rendering belongs to `render`, adapters to
+`adapt`; this file puts them together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from timechat.errors import ModelError, RunError
+from timechat.model.adapt import ADAPTER_CONFIG, load_adapter
+from timechat.model.render import Renderer
+from timechat.model.starter import FOLDER, cache_folder, starter_folder
+
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model's files are: `folder` of the base, and an adapter's folder on top or None."""
+
+    name: str
+    folder: Path
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to run, with its tokenizer and renderer."""
+
+    source: Source
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> Source:
+    """The files behind a MODEL name of the command line.
+
+    Raises ModelError or RunError, naming what is missing.
+    """
+    if name == "starter":
+        return Source(name, starter_folder(say))
+    if name.startswith(("http://", "https://")):
+        raise ModelError(f"{name}: endpoints cannot be used here yet; name a local model")
+    path, _, step = name.partition("@")
+    folder = Path(path)
+    if step or (folder / "recipe.yaml").is_file():
+        folder = run_checkpoint(folder, step)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _adapter_source(name, folder, say)
+    if folder.is_dir():
+        return Source(name, checked_folder(folder))
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+        raise ModelError(f"no model at {name}: the folder does not exist")
+    return Source(name, _hub_folder(name))
+
+
+def run_checkpoint(run: Path, step: str = "") -> Path:
+    """The checkpoint folder of RUN (its best) or of RUN@step-N."""
+    if not run.is_dir():
+        raise RunError(f"no run at {run}")
+    if not step:
+        best = run / "best"
+        if not best.exists():
+            raise RunError(f"{run} has no best checkpoint yet: has it been trained?")
+        return best.resolve()
+    number = step.removeprefix("step-")
+    kept = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
+    if number.isdigit():
+        folder = run / "checkpoints" / f"step-{int(number):06d}"
+        if folder.is_dir():
+            return folder
+    raise RunError(f"{run} has no checkpoint {step!r}; kept: {', '.join(kept) or 'none'}")
+
+
+def checked_folder(folder: Path) -> Path:
+    """`folder`, when it holds a model that may be loaded. Raises ModelError."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no model folder: it has no config.json")
+    if not list(folder.glob("*.safetensors")):
+        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+            p.name for p in folder.glob("*.pt*")
+        )
+        hint = f" ({', '.join(others)} is not read: pickles can run code)" if others else ""
+        raise ModelError(f"{folder} has no weights: no *.safetensors file{hint}")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "auto_map" in config:
+        raise ModelError(f"{folder} wants to run its own code (auto_map); that is never done")
+    return folder
+
+
+def load(source: Source, system: str = "") -> Loaded:
+    """Load base, adapter and tokenizer; bf16 where the machine multiplies it natively."""
+    tokenizer_folder = source.adapter or source.folder
+    tokenizer = load_tokenizer(tokenizer_folder)
+    model = _from_pretrained(source.folder, pick_dtype())
+    if source.adapter is not None:
+        load_adapter(model, source.adapter)
+    model.eval()
+    return Loaded(source, model, tokenizer, Renderer(tokenizer, system))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} has no usable tokenizer: {error}") from None
+
+
+def pick_dtype() -> torch.dtype:
+    """bf16 on a GPU, or on a CPU with bf16 instructions; else fp32."""
+    if torch.cuda.is_available() or has_fast_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bf16 natively (AVX512-BF16 or AMX)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and any(
+        flag in _cpu_flags() for flag in ("avx512_bf16", "amx_bf16")
+    )
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    line = next((row for row in text.splitlines() if row.startswith("flags")), "")
+    return set(line.partition(":")[2].split())
+
+
+def digest_folder(folder: Path) -> str:
+    """One SHA-256 over names and contents of the files that make the model what it is.
+
+    Remembered in the cache under sizes and times, so that a large model is read once.
+    """
+    names = sorted(
+        p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".model")
+    )
+    stamp = json.dumps([[n, (folder / n).stat().st_size, (folder / n).stat().st_mtime_ns] for n in names])
+    key = hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
+    remembered = cache_folder() / "digests" / key
+    if remembered.is_file():
+        return remembered.read_text()
+    total = hashlib.sha256()
+    for name in names:
+        with (folder / name).open("rb") as file:
+            total.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    try:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(total.hexdigest())
+    except OSError:
+        pass  # a read-only cache only costs time
+    return total.hexdigest()
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **options)
+    except ValueError as error:
+        if "sdpa" not in str(error):
+            raise ModelError(f"{folder} cannot be loaded: {error}") from None
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from None
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+def _adapter_source(name: str, folder: Path, say: Callable[[str], None]) -> Source:
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = str(config.get("base_model_name_or_path") or "")
+    if Path(base).is_dir():
+        return Source(name, checked_folder(Path(base)), folder)
+    if Path(base).name == FOLDER:
+        return Source(name, starter_folder(say), folder)
+    raise ModelError(f"the base of {name} is not at {base!r} any more: put it back there")
+
+
+def _hub_folder(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    try:
+        return checked_folder(Path(snapshot_download(name, allow_patterns=patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"no model {name!r}: not a folder here, and the Hub did not give it ({first})"
+        ) from None

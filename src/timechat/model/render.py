@@ -1,0 +1,174 @@
+"""The one owner of the chat format: conversations to token ids, and token ids back to an answer.
+
+A conversation is rendered by the tokenizer's own Jinja template, cut at the borders of the
+assistant's turns, and tokenised piece by piece: prompt, answer with its stop token, prompt, ...
+The prompt that is served is the same pieces, so what is trained is a prefix of what is served by
+construction; that the pieces equal the template's own tokens is a property the tests hold and the
+`template` check counts on the user's rows.
+
+Special tokens written inside a message are data: they are tokenised as plain text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from timechat.conversation import Message
+from timechat.errors import ModelError
+
+# For families that come without a template (Llama 2 base, OpenLLaMA, Falcon, StableLM, Pythia).
+# Plain words, so that it works with every vocabulary; the stop token is the model's own end.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### User:\n' + message['content'] + '\n\n' }}"
+    "{% else %}{{ '### Assistant:\n' + message['content'] + eos_token + '\n\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+)
+# Marks where a message's text stands in the rendered template: private-use characters that no
+# sane text holds (a text that does hold one is refused).
+_OPEN, _CLOSE = "\ue0a1", "\ue0a2"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Token ids with a loss weight each (0 for context)."""
+
+    ids: list[int]
+    weights: list[float]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_targets(self) -> int:
+        return sum(weight > 0 for weight in self.weights)
+
+
+class Renderer:
+    """Renders for one tokenizer, under an optional default system prompt.
+
+    The default system prompt becomes part of the template, so it travels with the checkpoint and
+    plain transformers applies it too.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str = "") -> None:
+        self.tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            if not tokenizer.eos_token:
+                raise ModelError("the tokenizer has neither a chat template nor an end token")
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        if not isinstance(tokenizer.chat_template, str):
+            raise ModelError("the tokenizer has several chat templates; keep one")
+        if system:
+            tokenizer.chat_template = with_default_system(tokenizer.chat_template, system)
+        self._specials = tuple(t for t in tokenizer.get_added_vocab() if t)
+        self.stop_ids = self._find_stop_ids()
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids that a model is given to answer the last message."""
+        ids: list[int] = []
+        for piece, _ in self._pieces(messages, generation=True):
+            ids += self._encode(piece, first=not ids)
+        return ids
+
+    def example(self, messages: Sequence[Message]) -> Rendered:
+        """The ids of a whole conversation; assistant turns and their stop tokens carry weight."""
+        ids: list[int] = []
+        weights: list[float] = []
+        for piece, weight in self._pieces(messages, generation=False):
+            new = self._encode(piece, first=not ids)
+            ids += new
+            weights += [weight] * len(new)
+        return Rendered(ids, weights)
+
+    def parse(self, ids: Sequence[int]) -> str:
+        """An answer's text: what stands before the first stop token."""
+        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        return str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)).strip()
+
+    def whole(self, messages: Sequence[Message], generation: bool) -> list[int]:
+        """The template's own ids, tokenised in one go: the reference for the pieces."""
+        text = self._template(messages, generation)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _pieces(
+        self, messages: Sequence[Message], generation: bool
+    ) -> list[tuple[list[tuple[str, bool]], float]]:
+        """Pieces of the rendered text with their weight; each is runs of (text, is it content)."""
+        marked = [Message(m.role, f"{_OPEN}{i}{_CLOSE}") for i, m in enumerate(messages)]
+        text = self._template(marked, generation)
+        pieces: list[tuple[list[tuple[str, bool]], float]] = []
+        current: list[tuple[str, bool]] = []
+        rest = text
+        for i, message in enumerate(messages):
+            before, found, rest = rest.partition(f"{_OPEN}{i}{_CLOSE}")
+            if not found:
+                raise ModelError(f"the chat template drops the {message.role} turn {i + 1}")
+            current.append((before, False))
+            if message.role != "assistant":
+                current.append((message.content, True))
+                continue
+            pieces.append((current, 0.0))
+            stop, rest = self._split_stop(rest)
+            pieces.append(([(message.content, True), (stop, False)], message.weight))
+            current = []
+        current.append((rest, False))
+        pieces.append((current, 0.0))
+        return [(runs, weight) for runs, weight in pieces if any(part for part, _ in runs)]
+
+    def _split_stop(self, tail: str) -> tuple[str, str]:
+        """The stop token that opens the text after an answer, and what follows it."""
+        for special in sorted(self._specials, key=len, reverse=True):
+            if tail.lstrip(" ").startswith(special):
+                cut = tail.index(special) + len(special)
+                return tail[:cut], tail[cut:]
+        raise ModelError(
+            "the chat template does not end an answer with a special token "
+            f"(after it stands {tail[:20]!r}), so a model trained on it could never stop"
+        )
+
+    def _find_stop_ids(self) -> frozenset[int]:
+        pieces = self._pieces([Message("user", "a"), Message("assistant", "b")], generation=False)
+        runs = next(runs for runs, weight in pieces if weight > 0)
+        stop = self._encode([runs[-1]], first=False)[-1]
+        eos = self.tokenizer.eos_token_id
+        return frozenset({stop} if eos is None else {stop, int(eos)})
+
+    def _template(self, messages: Sequence[Message], generation: bool) -> str:
+        rows: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in messages]
+        return str(
+            self.tokenizer.apply_chat_template(
+                rows, tokenize=False, add_generation_prompt=generation
+            )
+        )
+
+    def _encode(self, runs: list[tuple[str, bool]], first: bool) -> list[int]:
+        """Ids of a piece: in one go, unless a message holds the text of a special token."""
+        if not any(content and self._holds_special(part) for part, content in runs):
+            text = "".join(part for part, _ in runs)
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids: list[int] = []
+        for part, content in runs:
+            options: dict[str, Any] = {"split_special_tokens": True} if content else {}
+            ids += self.tokenizer(part, add_special_tokens=False, **options)["input_ids"]
+        return ids
+
+    def _holds_special(self, text: str) -> bool:
+        return any(special in text for special in self._specials)
+
+
+def with_default_system(template: str, system: str) -> str:
+    """`template` behaving as if `system` had been given wherever no system turn is."""
+    literal = json.dumps(system, ensure_ascii=True)
+    return (
+        "{% if messages[0]['role'] != 'system' %}"
+        f"{{% set messages = [{{'role': 'system', 'content': {literal}}}] + messages %}}"
+        "{% endif %}" + template
+    )

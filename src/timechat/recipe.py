@@ -1,0 +1,191 @@
+"""The recipe: the one typed configuration of a run.
+
+YAML in, `section.key=value` on top, a frozen model out. Unknown keys are refused with the nearest
+known name. What `auto` means is the plan's business; this file only says what may be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from timechat.errors import RecipeError, nearest
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """What to train and test on."""
+
+    train: tuple[str, ...] = Field((), description="files of conversations, or CSV with `columns`")
+    validation: tuple[str, ...] = Field((), description="empty: split off the training rows")
+    test: tuple[str, ...] = Field((), description="empty: split off the training rows")
+    prepared: str | None = Field(None, description="a folder left by `timechat prepare`")
+    columns: dict[str, str] = Field({}, description="role: column name, for CSV and TSV")
+    system: str = Field("", description="the system prompt of every row that brings none")
+    max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.10
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021) on the linear layers named by `targets`."""
+
+    method: Literal["lora"] = "lora"
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="auto: 2 × rank")
+    targets: Literal["all", "attention", "mlp"] = "all"
+    strength: Annotated[float, Field(ge=0, le=1.25)] | Auto = Field(
+        "auto", description="the adapter's scale after training; auto: chosen on validation"
+    )
+
+
+class Train(Section):
+    """How to learn."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] | Auto = "auto"
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
+    batch_rows: Annotated[int, Field(ge=1, le=4096)] | Auto = Field(
+        "auto", description="conversations in one optimizer step"
+    )
+    replay: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.25, description="share of a step's tokens that hold the model to what it was"
+    )
+    replay_weight: Annotated[float, Field(ge=0, le=100)] = Field(
+        1.0, description="weight of the divergence from the base model on those tokens"
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the steps")
+    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest gradient norm")
+    max_length: Annotated[int, Field(ge=16)] | Auto = Field(
+        "auto", description="longest row in tokens; longer ones are dropped and counted"
+    )
+    validations: Annotated[int, Field(ge=1, le=1000)] | Auto = Field(
+        "auto", description="how often to validate during training"
+    )
+    checkpoint_every: Annotated[int, Field(ge=1)] | Auto = "auto"
+    patience: Annotated[int, Field(ge=1)] = Field(
+        3, description="validations in a row that are clearly worse before training stops"
+    )
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Evaluate(Section):
+    """How the proof is made."""
+
+    max_questions: Annotated[int, Field(ge=1)] = 400
+    max_new_tokens: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="longest answer; auto: from the reference answers"
+    )
+    retention_margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
+class Recipe(Section):
+    """One run, as the user writes it."""
+
+    base: str = Field("starter", description="a Hub id, a folder, or starter")
+    data: Data = Data()
+    adapt: Lora = Lora()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read the recipe at `path` with `section.key=value` overrides on top.
+
+    Data paths are taken relative to the recipe's folder, or else to the working folder.
+    Raises RecipeError for a missing file, bad YAML, an unknown key or a value out of range.
+    """
+    if not path.is_file():
+        raise RecipeError(f"no recipe at {path}: give the path of a YAML file")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not readable YAML: {error}") from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} holds a {type(raw).__name__}; a recipe is a mapping of sections")
+    for text in overrides:
+        _apply_override(raw, text)
+    recipe = parse_recipe(raw, where=str(path))
+    return recipe.model_copy(update={"data": _resolve(recipe.data, path.parent)})
+
+
+def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a mapping and freeze it. Raises RecipeError naming every fault."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(dict(fault)) for fault in error.errors()]
+        raise RecipeError(f"{where}: " + "; ".join(lines)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(raw: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{text!r} is not section.key=value, for example train.epochs=3")
+    *sections, name = key.split(".")
+    place = raw
+    for section in sections:
+        inner = place.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{text!r}: {section!r} is a value, not a section")
+        place = inner
+    place[name] = _scalar(value)
+
+
+def _scalar(text: str) -> Any:
+    """YAML's reading of `text`, where `1e-3` is a number too (YAML 1.1 calls it a string)."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value
+
+
+def _explain(fault: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        *parents, name = fault["loc"]
+        known = _keys_at([str(p) for p in parents])
+        return f"unknown key {place!r} ({nearest(str(name), known)})"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{place} = {fault.get('input')!r}: {message}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for name in path:
+        field = model.model_fields.get(name)
+        kind = field.annotation if field is not None else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            model = kind
+    return list(model.model_fields)
+
+
+def _resolve(data: Data, folder: Path) -> Data:
+    def place(name: str) -> str:
+        beside = folder / name
+        return str(beside.resolve() if beside.exists() else Path(name).resolve())
+
+    return data.model_copy(
+        update={
+            "train": tuple(map(place, data.train)),
+            "validation": tuple(map(place, data.validation)),
+            "test": tuple(map(place, data.test)),
+            "prepared": place(data.prepared) if data.prepared else None,
+        }
+    )

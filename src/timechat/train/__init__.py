@@ -1,0 +1,1 @@
+"""One loop for every method: the loop, its loss, its optimizer, its checkpoints."""
