@@ -1,1 +1,1 @@
-"""TimeChat: fine-tune an open language model into your own chatbot, and prove that it got better."""
+"""TimeChat: turn an open model into your own chatbot, and prove that it got better."""

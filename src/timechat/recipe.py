@@ -25,12 +25,16 @@ class Section(BaseModel):
 class Data(Section):
     """What to train and test on."""
 
-    train: tuple[str, ...] = Field((), description="files of conversations, or CSV with `columns`")
-    validation: tuple[str, ...] = Field((), description="empty: split off the training rows")
-    test: tuple[str, ...] = Field((), description="empty: split off the training rows")
-    prepared: str | None = Field(None, description="a folder left by `timechat prepare`")
-    columns: dict[str, str] = Field({}, description="role: column name, for CSV and TSV")
-    system: str = Field("", description="the system prompt of every row that brings none")
+    train: tuple[str, ...] = Field(
+        default=(), description="files of conversations, or CSV with `columns`"
+    )
+    validation: tuple[str, ...] = Field(
+        default=(), description="empty: split off the training rows"
+    )
+    test: tuple[str, ...] = Field(default=(), description="empty: split off the training rows")
+    prepared: str | None = Field(default=None, description="a folder left by `timechat prepare`")
+    columns: dict[str, str] = Field(default={}, description="role: column name, for CSV and TSV")
+    system: str = Field(default="", description="the system prompt of every row that brings none")
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.10
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -40,10 +44,12 @@ class Lora(Section):
 
     method: Literal["lora"] = "lora"
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    alpha: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="auto: 2 × rank")
+    alpha: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto", description="auto: 2 × rank"
+    )
     targets: Literal["all", "attention", "mlp"] = "all"
     strength: Annotated[float, Field(ge=0, le=1.25)] | Auto = Field(
-        "auto", description="the adapter's scale after training; auto: chosen on validation"
+        default="auto", description="the adapter's scale after training; auto: chosen on validation"
     )
 
 
@@ -53,26 +59,28 @@ class Train(Section):
     epochs: Annotated[float, Field(gt=0, le=1000)] | Auto = "auto"
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
     batch_rows: Annotated[int, Field(ge=1, le=4096)] | Auto = Field(
-        "auto", description="conversations in one optimizer step"
+        default="auto", description="conversations in one optimizer step"
     )
     replay: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.25, description="share of a step's tokens that hold the model to what it was"
+        default=0.25, description="share of a step's tokens that hold the model to what it was"
     )
     replay_weight: Annotated[float, Field(ge=0, le=100)] = Field(
-        1.0, description="weight of the divergence from the base model on those tokens"
+        default=1.0, description="weight of the divergence from the base model on those tokens"
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the steps")
-    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest gradient norm")
+    warmup: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="share of the steps"
+    )
+    clip: Annotated[float, Field(gt=0)] = Field(default=1.0, description="largest gradient norm")
     max_length: Annotated[int, Field(ge=16)] | Auto = Field(
-        "auto", description="longest row in tokens; longer ones are dropped and counted"
+        default="auto", description="longest row in tokens; longer ones are dropped and counted"
     )
     validations: Annotated[int, Field(ge=1, le=1000)] | Auto = Field(
-        "auto", description="how often to validate during training"
+        default="auto", description="how often to validate during training"
     )
     checkpoint_every: Annotated[int, Field(ge=1)] | Auto = "auto"
     patience: Annotated[int, Field(ge=1)] = Field(
-        3, description="validations in a row that are clearly worse before training stops"
+        default=3, description="validations in a row that are clearly worse before training stops"
     )
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -82,7 +90,7 @@ class Evaluate(Section):
 
     max_questions: Annotated[int, Field(ge=1)] = 400
     max_new_tokens: Annotated[int, Field(ge=1)] | Auto = Field(
-        "auto", description="longest answer; auto: from the reference answers"
+        default="auto", description="longest answer; auto: from the reference answers"
     )
     retention_margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
@@ -90,7 +98,7 @@ class Evaluate(Section):
 class Recipe(Section):
     """One run, as the user writes it."""
 
-    base: str = Field("starter", description="a Hub id, a folder, or starter")
+    base: str = Field(default="starter", description="a Hub id, a folder, or starter")
     data: Data = Data()
     adapt: Lora = Lora()
     train: Train = Train()

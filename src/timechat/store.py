@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def build_folder(target: Path) -> Iterator[Path]:
+def build_folder(target: Path) -> Generator[Path]:
     """A folder that appears at `target` only when the block ends well.
 
     Yields a sibling to fill; renames it at the end, and removes it when the block raises.

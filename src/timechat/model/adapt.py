@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,19 +66,25 @@ def attach(model: nn.Module, rank: int, alpha: float, targets: str, seed: int = 
     the same start. Raises ModelError when the model has no linear layer of that kind.
     """
     model.requires_grad_(False)
-    head = output_head(model)
-    chosen = [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer is not head and _wanted(name, targets)
-    ]
-    if not chosen:
-        raise ModelError(f"the model has no linear layer for adapt.targets = {targets!r}")
+    chosen = target_layers(model, targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for name in chosen:
-            _replace(model, name, LoraLinear(_linear(model, name), rank, alpha))
+        for name, layer in chosen.items():
+            _replace(model, name, LoraLinear(layer, rank, alpha))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def target_layers(model: nn.Module, targets: str) -> dict[str, nn.Linear]:
+    """The linear layers that `targets` names. Raises ModelError when there is none."""
+    head = output_head(model)
+    chosen = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not head and _wanted(name, targets)
+    }
+    if not chosen:
+        raise ModelError(f"the model has no linear layer for adapt.targets = {targets!r}")
+    return chosen
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
@@ -92,7 +98,21 @@ def adapters(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 @contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
+def merged(model: nn.Module) -> Generator[None]:
+    """The model as `merge` would leave it, while the block runs."""
+    layers = adapters(model)
+    kept = {name: layer.base.weight.detach().clone() for name, layer in layers.items()}
+    merge(model)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.base.weight.data.copy_(kept[name])
+            _replace(model, name, layer)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Generator[None]:
     """The base model, while the block runs."""
     layers = list(adapters(model).values())
     before = [layer.enabled for layer in layers]

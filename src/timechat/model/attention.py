@@ -10,7 +10,7 @@ Axes: T flat tokens, N segments, L longest segment of a group, P prefix, H heads
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -97,9 +97,7 @@ def _group(spans: list[tuple[int, int]], prefix: int) -> Group:
     if prefix:
         own = torch.ones(longest, longest, dtype=torch.bool).tril()
         mask = torch.cat([torch.ones(longest, prefix, dtype=torch.bool), own], dim=1)[None, None]
-    return Group(
-        len(spans), longest, index.flatten(), torch.cat(inverse), torch.cat(where), mask
-    )
+    return Group(len(spans), longest, index.flatten(), torch.cat(inverse), torch.cat(where), mask)
 
 
 class _Gather(torch.autograd.Function):
@@ -172,9 +170,9 @@ _current: list[Layout] = []
 
 
 @contextmanager
-def packed(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
+def packed(model: PreTrainedModel, layout: Layout) -> Generator[None]:
     """Run `model` on flat sequences cut by `layout`; its own attention is put back after."""
-    before = model.config._attn_implementation
+    before = str(getattr(model.config, "_attn_implementation", "sdpa"))
     model.set_attn_implementation(PACKED)
     _current.append(layout)
     try:

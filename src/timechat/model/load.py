@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -157,9 +157,13 @@ def digest_folder(folder: Path) -> str:
     Remembered in the cache under sizes and times, so that a large model is read once.
     """
     names = sorted(
-        p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".model")
+        p.name
+        for p in folder.iterdir()
+        if p.suffix in (".safetensors", ".json", ".jinja", ".model")
     )
-    stamp = json.dumps([[n, (folder / n).stat().st_size, (folder / n).stat().st_mtime_ns] for n in names])
+    stamp = json.dumps(
+        [[n, (folder / n).stat().st_size, (folder / n).stat().st_mtime_ns] for n in names]
+    )
     key = hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
     remembered = cache_folder() / "digests" / key
     if remembered.is_file():
@@ -186,7 +190,9 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from None
-    return model.cuda() if torch.cuda.is_available() else model
+    if torch.cuda.is_available():
+        cast(torch.nn.Module, model).to("cuda")
+    return model
 
 
 def _adapter_source(name: str, folder: Path, say: Callable[[str], None]) -> Source:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -68,7 +68,7 @@ class Renderer:
             raise ModelError("the tokenizer has several chat templates; keep one")
         if system:
             tokenizer.chat_template = with_default_system(tokenizer.chat_template, system)
-        self._specials = tuple(t for t in tokenizer.get_added_vocab() if t)
+        self._specials = tuple(t for t in cast(Any, tokenizer).get_added_vocab() if t)
         self.stop_ids = self._find_stop_ids()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -138,8 +138,8 @@ class Renderer:
         pieces = self._pieces([Message("user", "a"), Message("assistant", "b")], generation=False)
         runs = next(runs for runs, weight in pieces if weight > 0)
         stop = self._encode([runs[-1]], first=False)[-1]
-        eos = self.tokenizer.eos_token_id
-        return frozenset({stop} if eos is None else {stop, int(eos)})
+        eos = cast(int | None, self.tokenizer.eos_token_id)
+        return frozenset({stop} if eos is None else {stop, eos})
 
     def _template(self, messages: Sequence[Message], generation: bool) -> str:
         rows: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in messages]

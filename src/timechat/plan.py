@@ -1,0 +1,174 @@
+"""Will it fit, how long, at what settings, and why: the recipe's `auto`s resolved.
+
+Pure arithmetic over what is known of the model, the rows and the machine; measuring those is the
+stage's work. Every number carries the rule that made it, so that it can be argued with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from timechat.recipe import Recipe
+from timechat.records import Derived, Plan
+
+# Share of the matrix rate that a whole training step reaches (bench/RESULTS.md).
+STEP_EFFICIENCY = 0.45
+# Forward passes without gradients, and token-by-token decoding, beside a training step's token.
+EVALUATION_SPEEDUP = 2.5
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the plan knows of the rows: their number, real tokens, target tokens, the longest."""
+
+    num_train: int
+    tokens: int
+    computed_tokens: int
+    target_tokens: int
+    longest: int
+    num_validation: int
+    num_test: int
+    reference_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the plan knows of the model."""
+
+    parameters: int
+    trained: int
+    trunk: int
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    window: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the plan knows of the machine."""
+
+    name: str
+    memory_bytes: int
+    disk_bytes: int
+    matrix_flops: float
+
+
+def make_plan(recipe: Recipe, rows: Rows, shape: Shape, machine: Machine) -> Plan:
+    """The plan of a run; `fits` is False, with the reason, when memory or disk is too small."""
+    numbers: dict[str, Derived] = {}
+    numbers["parameters"] = Derived(shape.parameters, "counted")
+    numbers["trained_parameters"] = Derived(
+        shape.trained, f"rank {recipe.adapt.rank} × (in + out) of every adapted layer"
+    )
+    numbers["rows"] = Derived(rows.num_train, "training rows")
+    numbers["row_tokens"] = Derived(rows.tokens, "real tokens of the training rows")
+    _learning(numbers, recipe, rows)
+    _lengths(numbers, recipe, rows, shape)
+    _bytes(numbers, rows, shape)
+    _seconds(numbers, recipe, rows, shape, machine)
+    refusal = _refusal(numbers, machine)
+    about = {
+        "name": machine.name,
+        "memory_bytes": machine.memory_bytes,
+        "disk_bytes": machine.disk_bytes,
+        "matrix_gflops": round(machine.matrix_flops / 1e9),
+    }
+    return Plan(not refusal, numbers, about, refusal)
+
+
+def _given(value: Any, otherwise: Any, rule: str) -> Derived:
+    """The recipe's own value, or the derived one with its rule where it says `auto`."""
+    return Derived(otherwise, rule) if value == "auto" else Derived(value, "as the recipe says")
+
+
+def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows) -> None:
+    train = recipe.train
+    batch = 16 if rows.num_train >= 128 else 8
+    numbers["batch_rows"] = _given(
+        train.batch_rows, batch, "16 rows a step, 8 below 128 rows: LoRA learns best in small steps"
+    )
+    epochs = min(10.0, max(1.0, round(3600 / max(1, rows.num_train), 1)))
+    numbers["epochs"] = _given(
+        train.epochs, epochs, "3,600 rows seen, between 1 and 10 times each (LAB.md, the mixture)"
+    )
+    steps = math.ceil(rows.num_train * numbers["epochs"].value / numbers["batch_rows"].value)
+    numbers["steps"] = Derived(max(1, steps), "rows × epochs / rows a step, rounded up")
+    numbers["warmup_steps"] = Derived(
+        max(1, round(train.warmup * max(1, steps))), f"{train.warmup:.0%} of the steps"
+    )
+    numbers["learning_rate"] = _given(
+        train.learning_rate, 1e-3, "LoRA on all linear layers, measured in LAB.md"
+    )
+    alpha = 2.0 * recipe.adapt.rank
+    numbers["alpha"] = _given(recipe.adapt.alpha, alpha, "2 × rank, so that rank is only capacity")
+    validations = min(8, max(1, numbers["steps"].value // 10))
+    numbers["validations"] = _given(
+        train.validations, validations, "one every 10 steps, at most 8 over the run"
+    )
+    every = max(1, math.ceil(numbers["steps"].value / numbers["validations"].value))
+    numbers["validate_every"] = Derived(every, "steps / validations, rounded up")
+    numbers["checkpoint_every"] = _given(train.checkpoint_every, every, "at every validation")
+
+
+def _lengths(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape) -> None:
+    longest = min(shape.window, max(64, 2 ** math.ceil(math.log2(max(2, rows.longest)))), 2048)
+    numbers["max_length"] = _given(
+        recipe.train.max_length, longest, "the longest row, at most 2,048 and the model's window"
+    )
+    answer = min(256, max(16, math.ceil(1.5 * rows.reference_tokens) + 8))
+    numbers["max_new_tokens"] = _given(
+        recipe.evaluate.max_new_tokens, answer, "1.5 × the longest usual reference answer + 8"
+    )
+
+
+def _bytes(numbers: dict[str, Derived], rows: Rows, shape: Shape) -> None:
+    per_row = rows.tokens / max(1, rows.num_train)
+    step_tokens = max(rows.longest, round(per_row * numbers["batch_rows"].value))
+    # Kept for the backward pass, in bf16: about 14 vectors of the hidden size and 5 of the
+    # intermediate size in every layer.
+    activations = step_tokens * shape.layers * (14 * shape.hidden + 5 * shape.intermediate) * 2
+    states = shape.trained * 16
+    numbers["step_tokens"] = Derived(step_tokens, "mean row × rows a step")
+    total = shape.weight_bytes + states + activations + GIB // 2
+    numbers["memory_bytes"] = Derived(
+        total, "weights + 16 bytes a trained weight + activations of one step + 0.5 GiB"
+    )
+    numbers["checkpoint_bytes"] = Derived(
+        shape.trained * 12 + 4_000_000, "12 bytes a trained weight"
+    )
+
+
+def _seconds(
+    numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape, machine: Machine
+) -> None:
+    per_token = 4 * shape.trunk + 6 * shape.trained
+    epochs = numbers["epochs"].value
+    flops = epochs * rows.computed_tokens * per_token
+    flops += epochs * rows.target_tokens * 4 * shape.vocabulary * shape.hidden
+    flops *= 1 + recipe.train.replay
+    seconds = flops / (machine.matrix_flops * STEP_EFFICIENCY)
+    numbers["train_seconds"] = Derived(
+        round(seconds), f"operations / ({STEP_EFFICIENCY:.0%} of the measured matrix rate)"
+    )
+
+
+def _refusal(numbers: dict[str, Derived], machine: Machine) -> str:
+    need, have = numbers["memory_bytes"].value, machine.memory_bytes
+    if need > have:
+        return (
+            f"training needs about {need / GIB:.1f} GiB and {have / GIB:.1f} GiB are free: choose "
+            "a smaller base, train.max_length or train.batch_rows"
+        )
+    disk = 4 * numbers["checkpoint_bytes"].value
+    if disk > machine.disk_bytes:
+        return (
+            f"checkpoints need about {disk / GIB:.2f} GiB of disk and "
+            f"{machine.disk_bytes / GIB:.2f} GiB are free"
+        )
+    return ""

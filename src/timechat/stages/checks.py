@@ -1,0 +1,171 @@
+"""The six promises, checked in every run: each a `Check` with its figure.
+
+They run on the run's own model, rows and trainer, on samples where the whole would be dear.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from timechat.conversation import Conversation
+from timechat.data.pack import Example, encode, pack
+from timechat.evals.run import likelihoods
+from timechat.model.adapt import merged
+from timechat.model.load import Loaded
+from timechat.model.render import Renderer
+from timechat.records import Check, DataCard, Measure
+from timechat.store import sha256
+from timechat.train.checkpoint import Identity, restore, save
+from timechat.train.loop import Step, Trainer
+
+SAMPLE = 500
+# How far figures that are equal in exact arithmetic may lie apart in the run's number format.
+GRADIENT_TOLERANCE = {torch.bfloat16: 0.05, torch.float32: 1e-4}
+# bf16 keeps 8 bits, so folding a small update into a large weight rounds it; nats per token.
+EXPORT_TOLERANCE = 0.05
+
+
+def check_template(rows: Sequence[Conversation], renderer: Renderer, served: Renderer) -> Check:
+    """What is trained is what is served; the stop token is learned; only answers carry loss."""
+    rows = rows[:SAMPLE]
+    same = stops = clean = carrying = tokens = 0
+    for row in rows:
+        example = encode(row, renderer)
+        carrying += example.num_targets
+        tokens += len(example.ids)
+        prompt = served.prompt(row.question)
+        served_alike = list(example.ids[: len(prompt)]) == prompt
+        same += served_alike and list(example.ids) == renderer.whole(row.messages, False)
+        trained = [t for t, w in zip(example.ids, example.weights, strict=True) if w > 0]
+        stops += bool(trained) and trained[-1] in renderer.stop_ids
+        clean += _texts(trained, renderer) == _answers(row)
+    passed = same == stops == clean == len(rows)
+    return Check(
+        "template",
+        passed,
+        f"{same} of {len(rows)} rows are trained as they are served, {stops} end in the "
+        f"stop token, {clean} carry loss on the answers alone "
+        f"({carrying / max(1, tokens):.0%} of tokens)",
+    )
+
+
+def check_rows(card: DataCard, trained: int, held_out: int, dropped: int) -> Check:
+    """Rows in = rows trained + rows dropped + rows held out."""
+    closes = card.rows_in == trained + held_out + dropped
+    return Check(
+        "rows",
+        closes,
+        f"{card.rows_in} in = {trained} trained + {dropped} dropped + {held_out} held out",
+    )
+
+
+def check_gradient(trainer: Trainer, examples: Sequence[Example]) -> Check:
+    """The same rows in one micro-batch and in three give the same loss and gradient."""
+    rows = list(examples[:12])
+    one = _gradient(trainer, [rows])
+    many = _gradient(trainer, [rows[i::3] for i in range(3) if rows[i::3]])
+    loss_gap = abs(one[0] - many[0]) / max(abs(one[0]), 1e-9)
+    gap = float((one[1] - many[1]).norm() / one[1].norm().clamp_min(1e-12))
+    tolerance = GRADIENT_TOLERANCE[trainer.model.dtype]
+    return Check(
+        "gradient",
+        loss_gap <= tolerance and gap <= tolerance,
+        f"{len(rows)} rows in 1 and in 3 micro-batches: loss differs by {loss_gap:.1e}, gradient "
+        f"by {gap:.1e} (rounding of {str(trainer.model.dtype).removeprefix('torch.')} allows "
+        f"{tolerance:g})",
+    )
+
+
+def check_resume(
+    trainer: Trainer, loaded: Loaded, identity: Identity, examples: Sequence[Example]
+) -> Check:
+    """Two steps, a checkpoint, two more: equal to four without a stop, byte for byte.
+
+    Leaves the trainer as it was before: call it before the first step.
+    """
+    steps = [Step((pack(examples[i : i + 2]),)) for i in range(0, min(8, len(examples)), 2)]
+    begin = [p.detach().clone() for p in trainer.parameters]
+    half = len(steps) // 2
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for step in steps:
+            trainer.advance(step)
+        save(folder / "whole", trainer, loaded, identity, {})
+        _reset(trainer, begin)
+        for step in steps[:half]:
+            trainer.advance(step)
+        save(folder / "half", trainer, loaded, identity, {})
+        _reset(trainer, [torch.zeros_like(p) for p in begin])
+        restore(folder / "half", trainer, identity)
+        for step in steps[half:]:
+            trainer.advance(step)
+        save(folder / "resumed", trainer, loaded, identity, {})
+        names = ("adapter_model.safetensors", "state/optimizer.safetensors")
+        equal = [sha256(folder / "whole" / n) == sha256(folder / "resumed" / n) for n in names]
+    _reset(trainer, begin)
+    return Check(
+        "resume",
+        all(equal),
+        f"{half} steps + checkpoint + {len(steps) - half} steps against {len(steps)} steps: "
+        f"weights and optimizer {'equal' if all(equal) else 'NOT equal'} byte for byte",
+    )
+
+
+def check_export(loaded: Loaded, examples: Sequence[Example]) -> Check:
+    """Merged weights against the adapter, on held-out answers."""
+    rows = list(examples[:64])
+    adapter = likelihoods(loaded.model, rows)
+    with merged(loaded.model):
+        folded = likelihoods(loaded.model, rows)
+    tokens = sum(row.num_tokens for row in adapter)
+    gap = sum(abs(a.nats - b.nats) for a, b in zip(adapter, folded, strict=True)) / tokens
+    same = sum(a.hits == b.hits for a, b in zip(adapter, folded, strict=True))
+    return Check(
+        "export",
+        gap <= EXPORT_TOLERANCE,
+        f"merged weights differ from the adapter by {gap:.4f} nats a token on {len(rows)} "
+        f"held-out answers (at most {EXPORT_TOLERANCE:g}); {same} of {len(rows)} with the same "
+        "greedy tokens",
+    )
+
+
+def check_retention(measure: Measure, margin: float) -> Check:
+    low, high = measure.ci95
+    return Check(
+        "retention",
+        measure.verdict == "kept",
+        f"{measure.verdict}: {measure.before:.1%} to {measure.after:.1%} of {measure.n} general "
+        f"questions, {100 * measure.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
+        f"margin {100 * margin:g}",
+    )
+
+
+def _texts(trained: list[int], renderer: Renderer) -> str:
+    stops = renderer.stop_ids
+    kept = [token for token in trained if token not in stops]
+    return "".join(str(renderer.tokenizer.decode(kept)).split())
+
+
+def _answers(row: Conversation) -> str:
+    parts = [m.content for m in row.messages if m.role == "assistant" and m.weight > 0]
+    return "".join("".join(parts).split())
+
+
+def _gradient(trainer: Trainer, cuts: list[list[Example]]) -> tuple[float, Tensor]:
+    batches = tuple(pack(rows) for rows in cuts)
+    loss = trainer.backward(batches)
+    flat = torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return loss, flat.clone()
+
+
+def _reset(trainer: Trainer, parameters: list[Tensor]) -> None:
+    for parameter, value in zip(trainer.parameters, parameters, strict=True):
+        parameter.data.copy_(value)
+    trainer.optimizer.state.clear()
+    trainer.step = 0

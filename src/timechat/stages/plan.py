@@ -1,0 +1,93 @@
+"""`plan`: measure the rows, the model and the machine, and work out what a run will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from timechat.conversation import Conversation
+from timechat.data.pack import Example, shared_prefix
+from timechat.model import machine
+from timechat.model.adapt import target_layers
+from timechat.model.load import Loaded
+from timechat.plan import Machine, Rows, Shape, make_plan
+from timechat.recipe import Recipe
+from timechat.records import Plan
+
+
+def plan_run(
+    recipe: Recipe,
+    loaded: Loaded,
+    train: Sequence[Example],
+    held_out: tuple[Sequence[Conversation], Sequence[Conversation]],
+    out: Path,
+) -> Plan:
+    """The plan for training `loaded` on the encoded rows, on this machine."""
+    rows = measure_rows(loaded, train, *held_out)
+    return make_plan(recipe, rows, measure_shape(loaded, recipe), measure_machine(loaded, out))
+
+
+def measure_rows(
+    loaded: Loaded,
+    train: Sequence[Example],
+    validation: Sequence[Conversation],
+    test: Sequence[Conversation],
+) -> Rows:
+    tokens = sum(len(example.ids) for example in train)
+    # What many rows share is computed once a step of 16.
+    saved = round(shared_prefix(train) * len(train) * 15 / 16)
+    references = sorted(
+        len(loaded.tokenizer(row.reference)["input_ids"]) for row in [*validation, *test][:500]
+    )
+    usual = references[int(0.95 * (len(references) - 1))] if references else 32
+    return Rows(
+        num_train=len(train),
+        tokens=tokens,
+        computed_tokens=tokens - saved,
+        target_tokens=sum(example.num_targets for example in train),
+        longest=max((len(example.ids) for example in train), default=0),
+        num_validation=len(validation),
+        num_test=len(test),
+        reference_tokens=usual,
+    )
+
+
+def measure_shape(loaded: Loaded, recipe: Recipe) -> Shape:
+    model = loaded.model
+    config = model.config.get_text_config()
+    parameters = sum(p.numel() for p in model.parameters())
+    hidden = int(config.hidden_size)
+    embedding = cast(torch.nn.Embedding, model.get_input_embeddings()).weight.numel()
+    head = 0 if config.tie_word_embeddings else embedding
+    trunk = parameters - embedding - head
+    intermediate = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
+    return Shape(
+        parameters=parameters,
+        trained=count_adapter(loaded, recipe.adapt.rank, recipe.adapt.targets),
+        trunk=trunk,
+        layers=int(config.num_hidden_layers),
+        hidden=hidden,
+        intermediate=intermediate,
+        vocabulary=int(config.vocab_size),
+        window=int(getattr(config, "max_position_embeddings", 0) or 2048),
+        weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+    )
+
+
+def count_adapter(loaded: Loaded, rank: int, targets: str) -> int:
+    return sum(
+        rank * (layer.in_features + layer.out_features)
+        for layer in target_layers(loaded.model, targets).values()
+    )
+
+
+def measure_machine(loaded: Loaded, out: Path) -> Machine:
+    return Machine(
+        name=machine.machine_name(),
+        memory_bytes=machine.free_memory() + machine.peak_memory(),
+        disk_bytes=machine.free_disk(out.absolute()),
+        matrix_flops=machine.matrix_rate(loaded.model.dtype),
+    )

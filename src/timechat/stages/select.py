@@ -1,0 +1,72 @@
+"""Which checkpoint, and how strong: decided on validation rows and on texts that neither the
+training nor the report uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from timechat.data.pack import Example
+from timechat.evals.run import Likelihood, likelihoods
+from timechat.evals.suite import answer_examples
+from timechat.model.adapt import disabled, set_strength
+from timechat.model.load import Loaded
+from timechat.stages.watch import Watcher
+
+STRENGTHS = (1.0, 0.8, 0.6)
+# Drift on general answers up to which an adapter is left at full strength, in nats per token.
+DRIFT = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A checkpoint's validation: loss in nats per token, greedy accuracy per token, its standard
+    error."""
+
+    step: int
+    loss: float
+    accuracy: float
+    error: float
+
+
+def choose_checkpoint(candidates: Sequence[Candidate]) -> Candidate:
+    """The latest checkpoint within one standard error of the best accuracy.
+
+    Accuracy, because a model that learns facts grows so sure of itself that its validation loss
+    rises while its answers still get better; the latest, because its learning rate has come down.
+    The rule is that of Breiman et al. (1984) for pruning trees, turned towards more training.
+    """
+    best = max(candidates, key=lambda c: (c.accuracy, c.step))
+    good = [c for c in candidates if c.accuracy >= best.accuracy - best.error]
+    return max(good, key=lambda c: c.step)
+
+
+def choose_strength(
+    loaded: Loaded, alpha: float, validation: Sequence[Example], watcher: Watcher
+) -> float:
+    """The strongest adapter whose drift on general answers is small, or else the one that loses
+    the least of both. Leaves the adapter at that strength."""
+    watched = answer_examples(loaded.renderer, "choose")
+    with disabled(loaded.model):
+        before = _nats(likelihoods(loaded.model, watched))
+    best, best_value = 1.0, float("-inf")
+    for strength in STRENGTHS:
+        set_strength(loaded.model, alpha * strength)
+        drift = _nats(likelihoods(loaded.model, watched)) - before
+        found = likelihoods(loaded.model, validation)
+        accuracy = sum(r.hits for r in found) / sum(r.num_tokens for r in found)
+        watcher.say(
+            f"strength {strength:g}: validation accuracy {accuracy:.1%}, general answers "
+            f"{drift:+.3f} nats a token"
+        )
+        value = accuracy - max(0.0, drift - DRIFT)
+        if value > best_value:
+            best, best_value = strength, value
+        if drift <= DRIFT:
+            break
+    set_strength(loaded.model, alpha * best)
+    return best
+
+
+def _nats(rows: Sequence[Likelihood]) -> float:
+    return sum(row.nats for row in rows) / sum(row.num_tokens for row in rows)

@@ -1,0 +1,470 @@
+"""`train`: prepare if needed, ask before, plan, learn, choose, ask after, prove.
+
+This is where the floors meet: the loop is `train.loop`'s, the questions `evals`', the files
+`store`'s; the order of things and the choice of a checkpoint are decided here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from timechat.conversation import Conversation
+from timechat.data.pack import Example, encode, order, pack
+from timechat.errors import DataError, PlanError, RunError
+from timechat.evals.run import likelihoods
+from timechat.evals.suite import (
+    General,
+    Task,
+    answer_examples,
+    general_suite,
+    prose_examples,
+    task_suite,
+)
+from timechat.model.adapt import attach, set_strength
+from timechat.model.load import Loaded, digest_folder, load, load_tokenizer, resolve
+from timechat.model.machine import peak_memory
+from timechat.model.render import Renderer
+from timechat.recipe import Recipe, dump_recipe, load_recipe
+from timechat.records import Check, Plan, Report, Touched
+from timechat.stages import snapshot
+from timechat.stages.checks import (
+    check_export,
+    check_gradient,
+    check_resume,
+    check_rows,
+    check_template,
+)
+from timechat.stages.compare import build_report, say_power
+from timechat.stages.environment import environment
+from timechat.stages.plan import plan_run
+from timechat.stages.prepare import Prepared, load_prepared, prepare
+from timechat.stages.select import Candidate, choose_checkpoint, choose_strength
+from timechat.stages.watch import Watcher
+from timechat.store import append_line, read_json, read_lines, write_json, write_lines, write_text
+from timechat.train import checkpoint
+from timechat.train.loop import Settings, Step, Trainer, fit
+
+WATCHED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run: its folder and its report."""
+
+    folder: Path
+    report: Report
+
+
+@dataclass(slots=True)
+class _Room:
+    """All that the parts of one run share."""
+
+    recipe: Recipe
+    out: Path
+    watcher: Watcher
+    prepared: Prepared
+    loaded: Loaded
+    train: list[Example]
+    validation: list[Example]
+    too_long: list[Touched]
+    task: Task
+    general: General
+    plan: Plan
+
+
+def train(recipe: Recipe, out: Path, watcher: Watcher | None = None) -> Run:
+    """Run the whole recipe, leaving everything in `out`; a run that exists there is continued.
+
+    Raises UserError for whatever the user can mend, before anything is trained.
+    """
+    watcher = watcher or Watcher()
+    _claim(recipe, out)
+    room = _enter(recipe, out, watcher)
+    before = _before(room)
+    checks, strength = _learn(room)
+    after = snapshot.take(
+        room.loaded, room.task, room.general, room.plan["max_new_tokens"], watcher, "after"
+    )
+    snapshot.write(after, room.task, out / "evals" / "after")
+    checks.append(check_export(room.loaded, room.task.examples))
+    report = build_report(
+        out,
+        room.task,
+        before,
+        after,
+        recipe.evaluate.retention_margin,
+        checks,
+        _cost(room, strength),
+    )
+    return Run(out, report)
+
+
+def resume(out: Path, watcher: Watcher | None = None) -> Run:
+    """Go on with the run in `out` from its newest checkpoint."""
+    if not (out / "recipe.yaml").is_file():
+        raise RunError(f"no run at {out}: it has no recipe.yaml")
+    return train(load_recipe(out / "recipe.yaml"), out, watcher)
+
+
+def preview(recipe: Recipe, watcher: Watcher | None = None) -> Plan:
+    """The plan of a run, without leaving anything behind."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return _enter(recipe, Path(scratch) / "run", watcher or Watcher()).plan
+
+
+def _claim(recipe: Recipe, out: Path) -> None:
+    """Make `out` this recipe's run, or see that it already is."""
+    text = dump_recipe(recipe)
+    theirs = out / "recipe.yaml"
+    if theirs.is_file():
+        if theirs.read_text(encoding="utf-8") != text:
+            raise RunError(
+                f"{out} holds a run of another recipe: name another folder with --out, or continue "
+                f"that one with `timechat resume {out}`"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"{out} is not empty and holds no run: name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(theirs, text)
+
+
+def _enter(recipe: Recipe, out: Path, watcher: Watcher) -> _Room:
+    """Everything that is needed before the first step: rows, model, questions, plan."""
+    prepared = _prepared(recipe, out, watcher)
+    watcher.say(f"loading {recipe.base}")
+    loaded = load(resolve(recipe.base, watcher.say))
+    examples = [encode(row, loaded.renderer) for row in prepared.train]
+    plan = plan_run(recipe, loaded, examples, (prepared.validation, prepared.test), out)
+    write_json(out / "plan.json", plan)
+    watcher.planned(plan)
+    if not plan.fits:
+        raise PlanError(plan.refusal)
+    kept, too_long = _fitting(prepared.train, examples, plan["max_length"])
+    validation = [encode(row, loaded.renderer) for row in prepared.validation]
+    task = task_suite(prepared.test, loaded.renderer, recipe.evaluate.max_questions)
+    general = general_suite(loaded.renderer)
+    write_json(out / "environment.json", environment(loaded))
+    say_power(task, watcher)
+    return _Room(
+        recipe, out, watcher, prepared, loaded, kept, validation, too_long, task, general, plan
+    )
+
+
+def _prepared(recipe: Recipe, out: Path, watcher: Watcher) -> Prepared:
+    if recipe.data.prepared:
+        found = load_prepared(Path(recipe.data.prepared))
+        write_json(
+            out / "data" / "prepared.json", {"path": str(found.folder), "digest": found.card.digest}
+        )
+        return found
+    if (out / "data" / "card.json").is_file():
+        return load_prepared(out / "data")
+    if not recipe.data.train:
+        raise DataError(
+            "the recipe names no data: give data.train a file, or data.prepared a folder"
+        )
+    return prepare(recipe.data, out / "data", watcher.say)
+
+
+def _fitting(
+    rows: tuple[Conversation, ...], examples: list[Example], longest: int
+) -> tuple[list[Example], list[Touched]]:
+    """The rows that fit, and a ledger line for each that does not."""
+    kept: list[Example] = []
+    dropped: list[Touched] = []
+    for row, example in zip(rows, examples, strict=True):
+        if len(example.ids) > longest:
+            detail = f"{len(example.ids)} tokens, train.max_length is {longest}"
+            dropped.append(Touched(row.source, row.line, "dropped", "too_long", detail))
+        elif example.num_targets == 0:
+            dropped.append(Touched(row.source, row.line, "dropped", "no_target", "weight 0"))
+        else:
+            kept.append(example)
+    if not kept:
+        raise DataError("no training row fits: raise train.max_length")
+    return kept, dropped
+
+
+def _before(room: _Room) -> snapshot.Snapshot:
+    folder = room.out / "evals" / "before"
+    found = snapshot.read(folder, room.task)
+    if found is None:
+        found = snapshot.take(
+            room.loaded,
+            room.task,
+            room.general,
+            room.plan["max_new_tokens"],
+            room.watcher,
+            "before",
+        )
+        snapshot.write(found, room.task, folder)
+    return found
+
+
+def _learn(room: _Room) -> tuple[list[Check], float]:
+    """Train, choose a checkpoint and a strength, and leave the model at both.
+
+    Returns the checks that could be made on the way, and the strength.
+    """
+    loaded, plan, recipe = room.loaded, room.plan, room.recipe
+    attach(loaded.model, recipe.adapt.rank, plan["alpha"], recipe.adapt.targets, recipe.train.seed)
+    settings = Settings(
+        num_steps=plan["steps"],
+        learning_rate=plan["learning_rate"],
+        warmup_steps=plan["warmup_steps"],
+        weight_decay=recipe.train.weight_decay,
+        clip=recipe.train.clip,
+        replay_weight=recipe.train.replay_weight,
+    )
+    trainer = Trainer(loaded.model, settings)
+    identity = _identity(room)
+    served = _served(room)
+    checks = _checks_at_start(room, trainer, served, identity)
+    candidates = _steps(room, trainer, served, identity)
+    best = choose_checkpoint(candidates)
+    _restore_weights(room, trainer, identity, best)
+    strength = _strength(room, trainer)
+    _point_best(room, served, identity, best, strength)
+    return checks, strength
+
+
+def _identity(room: _Room) -> checkpoint.Identity:
+    source = room.loaded.source
+    return checkpoint.Identity(
+        base_path=str(source.folder),
+        targets=room.recipe.adapt.targets,
+        fingerprints={
+            "base": digest_folder(source.folder),
+            "data": room.prepared.card.digest,
+            "recipe": _recipe_print(room.recipe),
+        },
+    )
+
+
+def _recipe_print(recipe: Recipe) -> str:
+    import hashlib
+
+    # What is asked of the trained model does not change how it is trained.
+    text = recipe.model_dump_json(exclude={"evaluate": True, "data": True})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _served(room: _Room) -> Loaded:
+    """The model with the tokenizer that travels with the checkpoint: its system prompt inside."""
+    tokenizer = load_tokenizer(room.loaded.source.folder)
+    system = room.recipe.data.system or room.prepared.card.system
+    return replace(room.loaded, tokenizer=tokenizer, renderer=Renderer(tokenizer, system))
+
+
+def _checks_at_start(
+    room: _Room, trainer: Trainer, served: Loaded, identity: checkpoint.Identity
+) -> list[Check]:
+    kept = room.out / "checks.json"
+    if kept.is_file():
+        return [Check(**row) for row in read_json(kept)]
+    card = room.prepared.card
+    held_out = len(room.prepared.validation) + len(room.prepared.test)
+    dropped = card.rows_dropped + len(room.too_long)
+    checks = [
+        check_template(room.prepared.train, room.loaded.renderer, served.renderer),
+        check_rows(card, len(room.train), held_out, dropped),
+        check_gradient(trainer, room.train),
+        check_resume(trainer, served, identity, room.train),
+    ]
+    write_lines(room.out / "too_long.jsonl", room.too_long)
+    write_json(kept, checks)
+    return checks
+
+
+def _steps(
+    room: _Room, trainer: Trainer, served: Loaded, identity: checkpoint.Identity
+) -> list[Candidate]:
+    """The loop with its consumers: log, validate, save, stop early."""
+    plan, out, watcher = room.plan, room.out, room.watcher
+    notes: dict[str, Any] = {"candidates": [], "elapsed_s": 0.0}
+    last = checkpoint.newest(out)
+    if last is not None:
+        notes = checkpoint.restore(last, trainer, identity)
+        watcher.say(f"continuing from step {trainer.step} of {plan['steps']} ({last})")
+        _cut_log(out / "metrics.jsonl", trainer.step)
+    candidates = [Candidate(**row) for row in notes["candidates"]]
+    if not candidates:
+        candidates.append(_validate(room, trainer, served))
+    for record in fit(trainer, _plan_steps(room)):
+        notes["elapsed_s"] += record.elapsed_s
+        line = {**asdict(record), "elapsed_s": round(notes["elapsed_s"], 4)}
+        append_line(out / "metrics.jsonl", {**line, "peak_bytes": peak_memory()})
+        watcher.stepped(record, plan["steps"])
+        last_step = trainer.step == plan["steps"]
+        if last_step or trainer.step % plan["validate_every"] == 0:
+            candidates.append(_validate(room, trainer, served))
+        if last_step or trainer.step % plan["checkpoint_every"] == 0:
+            notes["candidates"] = [asdict(c) for c in candidates]
+            notes["validation_loss"] = candidates[-1].loss
+            folder = checkpoint.step_folder(out, trainer.step)
+            checkpoint.save(folder, trainer, served, identity, notes)
+        if _collapsed(candidates, room.recipe.train.patience):
+            watcher.say(
+                f"stopping at step {trainer.step}: validation has been clearly worse than its best "
+                f"for {room.recipe.train.patience} validations in a row"
+            )
+            break
+    return [c for c in candidates if checkpoint.step_folder(out, c.step).is_dir()]
+
+
+def _plan_steps(room: _Room) -> list[Callable[[], Step]]:
+    """What each step trains on, built when its turn comes."""
+    plan, train = room.plan, room.recipe.train
+    rows = order(len(room.train), plan["batch_rows"], plan["steps"], train.seed)
+    replay = _replay_batches(room)
+
+    def step(number: int) -> Step:
+        batch = pack([room.train[i] for i in rows[number]])
+        return Step((batch,), pack(replay[number % len(replay)]) if replay else None)
+
+    return [lambda number=number: step(number) for number in range(len(rows))]
+
+
+def _replay_batches(room: _Room) -> list[list[Example]]:
+    """The shipped general rows cut into batches of the recipe's share of a step."""
+    share = room.recipe.train.replay
+    if share == 0 or room.recipe.train.replay_weight == 0:
+        return []
+    renderer = room.loaded.renderer
+    answers = answer_examples(renderer, "replay")
+    prose = prose_examples(renderer, "replay")
+    size = max(64, round(room.plan["step_tokens"] * share / (1 - min(share, 0.9))))
+    # Every batch holds both kinds: one paragraph to every so many answers.
+    every = max(1, round(len(answers) / max(1, len(prose))))
+    mixed: list[Example] = []
+    for i, example in enumerate(answers):
+        mixed.append(example)
+        if i % every == every - 1 and prose:
+            mixed.append(prose.pop())
+    batches: list[list[Example]] = [[]]
+    for example in mixed:
+        if sum(len(e.ids) for e in batches[-1]) >= size:
+            batches.append([])
+        batches[-1].append(example)
+    return batches
+
+
+def _validate(room: _Room, trainer: Trainer, served: Loaded) -> Candidate:
+    """Validation loss and accuracy, and the watched questions answered."""
+    from timechat.engine.torch import TorchEngine
+
+    trainer.model.eval()
+    found = likelihoods(room.loaded.model, room.validation)
+    tokens = sum(row.num_tokens for row in found)
+    loss = sum(row.nats for row in found) / tokens
+    accuracy = sum(row.hits for row in found) / tokens
+    watched = room.task.prompts[:: max(1, len(room.task.prompts) // WATCHED)][:WATCHED]
+    questions = room.task.questions[:: max(1, len(room.task.questions) // WATCHED)][:WATCHED]
+    engine = TorchEngine(room.loaded.model)
+    ids = engine.answers(watched, min(48, room.plan["max_new_tokens"]), served.renderer.stop_ids)
+    samples = [
+        {
+            "step": trainer.step,
+            "question": question.question[-1].content,
+            "answer": served.renderer.parse(answer),
+            "reference": question.reference,
+        }
+        for question, answer in zip(questions, ids, strict=True)
+    ]
+    trainer.model.train()
+    line = {
+        "step": trainer.step,
+        "validation_loss": round(loss, 6),
+        "validation_accuracy": round(accuracy, 6),
+    }
+    append_line(room.out / "metrics.jsonl", line)
+    for sample in samples:
+        append_line(room.out / "samples.jsonl", sample)
+    room.watcher.validated({**line, "samples": samples})
+    error = math.sqrt(max(accuracy * (1 - accuracy), 1e-9) / tokens)
+    return Candidate(trainer.step, loss, accuracy, error)
+
+
+def _collapsed(candidates: list[Candidate], patience: int) -> bool:
+    """Whether accuracy has been clearly below its best for `patience` validations in a row."""
+    best = max(candidates, key=lambda c: c.accuracy)
+    recent = candidates[-patience:]
+    return len(recent) == patience and all(
+        c.step > best.step and c.accuracy < best.accuracy - 3 * best.error for c in recent
+    )
+
+
+def _restore_weights(
+    room: _Room, trainer: Trainer, identity: checkpoint.Identity, best: Candidate
+) -> None:
+    if trainer.step != best.step:
+        checkpoint.restore(checkpoint.step_folder(room.out, best.step), trainer, identity)
+    trainer.model.eval()
+
+
+def _strength(room: _Room, trainer: Trainer) -> float:
+    wanted = room.recipe.adapt.strength
+    strength = (
+        choose_strength(room.loaded, room.plan["alpha"], room.validation, room.watcher)
+        if wanted == "auto"
+        else float(wanted)
+    )
+    set_strength(trainer.model, room.plan["alpha"] * strength)
+    return strength
+
+
+def _point_best(
+    room: _Room, served: Loaded, identity: checkpoint.Identity, best: Candidate, strength: float
+) -> None:
+    """`best` names the chosen checkpoint, at the chosen strength."""
+    folder = checkpoint.step_folder(room.out, best.step)
+    if strength != 1.0:
+        folder = folder.with_name(f"{folder.name}-strength-{strength:g}")
+        checkpoint.save_model_only(folder, served, identity, best.step, strength)
+    link = room.out / "best"
+    fresh = room.out / ".best"
+    fresh.unlink(missing_ok=True)
+    os.symlink(folder.relative_to(room.out), fresh)
+    os.replace(fresh, link)
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Take back the lines of steps that will be done again."""
+    if path.is_file():
+        write_lines(path, [row for row in read_lines(path) if row["step"] <= step])
+
+
+def _cost(room: _Room, strength: float) -> dict[str, Any]:
+    steps = [row for row in read_lines(room.out / "metrics.jsonl") if "loss" in row]
+    seconds = steps[-1]["elapsed_s"] if steps else 0.0
+    tokens = sum(row["tokens"] for row in steps)
+    names = ("epochs", "learning_rate", "batch_rows", "trained_parameters")
+    best = (room.out / "best").resolve().name
+    return {
+        "base": room.recipe.base,
+        "best": best,
+        "strength": strength,
+        "steps": len(steps),
+        "train_seconds": round(seconds, 1),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds) if seconds else 0,
+        "peak_bytes": peak_memory(),
+        **{name: room.plan[name] for name in names},
+        "predicted_train_seconds": room.plan["train_seconds"],
+        "questions_sha256": room.task.digest,
+    }
+
+
+def forget_run(out: Path) -> None:
+    """Delete a run's folder; only one that is a run."""
+    if (out / "recipe.yaml").is_file():
+        shutil.rmtree(out)

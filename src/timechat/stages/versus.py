@@ -1,0 +1,99 @@
+"""`compare` on the command line: a run's before and after again, or any two models."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from timechat.conversation import Conversation
+from timechat.data.sources import read_questions
+from timechat.errors import DataError, RecipeError
+from timechat.evals.suite import general_suite, task_suite
+from timechat.model.load import Loaded, load, load_tokenizer, resolve
+from timechat.model.render import Renderer
+from timechat.recipe import load_recipe
+from timechat.records import Check, Report
+from timechat.stages import snapshot
+from timechat.stages.compare import build_report, say_power
+from timechat.stages.prepare import load_prepared
+from timechat.stages.watch import Watcher
+from timechat.store import read_json
+
+MAX_NEW_TOKENS = 96
+
+
+def versus(
+    models: Sequence[str],
+    questions: Path | None,
+    system: str,
+    out: Path | None,
+    watcher: Watcher,
+) -> tuple[Report, Path]:
+    """Compare one run with its base, or model A with model B; returns the report and its folder.
+
+    Both models get the same token ids, so their tokenizers must be the same.
+    """
+    if len(models) not in (1, 2):
+        raise RecipeError("compare takes RUN, or two models A B")
+    run = Path(models[0].partition("@")[0])
+    checks: list[Check] = []
+    names = list(models)
+    if len(models) == 1:
+        if not (run / "recipe.yaml").is_file():
+            raise RecipeError(f"{models[0]} is no run: give a run, or two models A B")
+        names = [load_recipe(run / "recipe.yaml").base, models[0]]
+        kept = run / "checks.json"
+        checks = [Check(**row) for row in read_json(kept)] if kept.is_file() else []
+    rows = _questions(questions, run, system)
+    return _compare(names, rows, checks, _target(out, run if len(models) == 1 else None), watcher)
+
+
+def _questions(questions: Path | None, run: Path, system: str) -> list[Conversation]:
+    if questions is not None:
+        return [row.with_system(system) for row in read_questions(questions)]
+    if (run / "data" / "prepared.json").is_file():
+        return list(load_prepared(Path(read_json(run / "data" / "prepared.json")["path"])).test)
+    if (run / "data" / "card.json").is_file():
+        return list(load_prepared(run / "data").test)
+    raise DataError("no questions: name a file of conversation rows with --questions")
+
+
+def _target(out: Path | None, run: Path | None) -> Path:
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    return run if run is not None else Path(tempfile.mkdtemp(prefix="timechat-compare-"))
+
+
+def _compare(
+    names: list[str],
+    rows: list[Conversation],
+    checks: list[Check],
+    out: Path,
+    watcher: Watcher,
+) -> tuple[Report, Path]:
+    sources = [resolve(name, watcher.say) for name in names]
+    renderer = Renderer(load_tokenizer(sources[0].folder))
+    task = task_suite(rows, renderer, 400)
+    general = general_suite(renderer)
+    say_power(task, watcher)
+    shots: list[snapshot.Snapshot] = []
+    for name, source, label in zip(names, sources, ("before", "after"), strict=True):
+        watcher.say(f"loading {name}")
+        loaded = load(source)
+        _same_vocabulary(renderer, loaded)
+        shots.append(snapshot.take(loaded, task, general, MAX_NEW_TOKENS, watcher, label))
+        snapshot.write(shots[-1], task, out / "evals" / label)
+    report = build_report(
+        out, task, shots[0], shots[1], 0.05, checks, {"before": names[0], "after": names[1]}
+    )
+    return report, out
+
+
+def _same_vocabulary(renderer: Renderer, loaded: Loaded) -> None:
+    if renderer.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+        raise RecipeError(
+            f"{loaded.source.name} has another vocabulary than the first model: their likelihoods "
+            "cannot be compared token by token"
+        )

@@ -1,0 +1,109 @@
+"""Tiny models and tokenizers built in-process: hermetic, and quick enough to build per test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from timechat.conversation import Conversation, Message
+from timechat.model.load import Loaded, Source
+from timechat.model.render import Renderer
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def build_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer: every text has tokens, none is unknown."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: i for i, piece in enumerate(alphabet)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def build_model(seed: int = 0, **overrides: object) -> LlamaForCausalLM:
+    """A four-headed Llama with shared key heads, in fp32."""
+    settings: dict[str, object] = {
+        "vocab_size": 264,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "attn_implementation": "sdpa",
+    }
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
+    # Random weights of the usual size answer everything alike; larger ones tell inputs apart.
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def conversation(name: str, *turns: str) -> Conversation:
+    """User and assistant in turn."""
+    roles = ("user", "assistant")
+    messages = tuple(Message(roles[i % 2], text) for i, text in enumerate(turns))
+    return Conversation(name, messages)
+
+
+ROWS = [
+    conversation("a", "When are you open?", "From nine to five."),
+    conversation("b", "Hi", "Hello!", "And on Sundays?", "We are closed then."),
+    conversation("c", "Who founded it?", "Tobias Fenn."),
+    conversation("d", "x", "A much longer answer than the others, to make the lengths differ."),
+]
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    return build_model()
+
+
+@pytest.fixture
+def renderer(tokenizer: PreTrainedTokenizerFast) -> Renderer:
+    return Renderer(tokenizer)
+
+
+@pytest.fixture
+def rows() -> list[Conversation]:
+    return list(ROWS)
+
+
+@pytest.fixture
+def loaded(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Loaded:
+    return Loaded(Source("tiny", Path("tiny")), model, tokenizer, Renderer(tokenizer))
+
+
+@pytest.fixture
+def tiny_base(tmp_path: Path) -> Path:
+    """A model folder on disk."""
+    folder = tmp_path / "base"
+    build_model().save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
