@@ -24,6 +24,8 @@ from transformers import AttentionInterface, PreTrainedModel
 PACKED = "timechat_packed"
 # A group of segments is padded to its longest; past this share of padding a new group is opened.
 MAX_PADDING = 0.25
+# On a CPU, segments up to this many tokens take the textbook path.
+SHORT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +161,35 @@ def _attend(
 ) -> Tensor:
     """(N, L, H, D) in and out; fewer key heads than query heads are shared in order."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if not q.is_cuda and q.shape[2] <= SHORT and dropout == 0:
+        return _attend_short(q, k, v, mask, scale).transpose(1, 2)
     out = F.scaled_dot_product_attention(
         q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=True
     )
     return out.transpose(1, 2)
+
+
+def _attend_short(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """The textbook form, (N, H, L, D) in and out, with the query heads of a key head side by side.
+
+    PyTorch's fused kernel for the CPU is slow on short segments, above all backwards (bench/).
+    """
+    num, heads, length, size = q.shape
+    shared, keys = k.shape[1], k.shape[2]
+    batch = num * shared
+    scaled = q * (size**-0.5 if scale is None else scale)
+    scores = torch.bmm(
+        scaled.reshape(batch, -1, size), k.reshape(batch, keys, size).transpose(1, 2)
+    ).view(batch, heads // shared, length, keys)
+    if mask is None:
+        mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril()
+    hidden = torch.zeros(length, keys, dtype=q.dtype, device=q.device)
+    hidden.masked_fill_(~mask.view(length, keys), float("-inf"))
+    weights = (scores + hidden).softmax(-1)
+    out = torch.bmm(weights.view(batch, -1, keys), v.reshape(batch, keys, size))
+    return out.view(num, heads, length, size)
 
 
 AttentionInterface.register(PACKED, _packed_attention)

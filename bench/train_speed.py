@@ -1,0 +1,179 @@
+"""Training speed and memory beside TRL's SFTTrainer: same rows, same model, same LoRA, one run.
+
+    python bench/train_speed.py [--rows 64] [--epochs 2] [--repeat 1]
+
+Each contestant trains in a process of its own, one after the other, so that peak memory is its
+own. Real tokens are the rows' tokens under the chat template, counted once for all contestants;
+padding earns nothing. The first optimizer step warms up and is left out of everyone's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+RANK, ALPHA, RATE, STEP_ROWS = 16, 32, 1e-3, 16
+CONTESTANTS = ("timechat", "trl-defaults", "trl-bf16", "trl-bf16-packed", "trl-bf16-by-length")
+
+
+def load_rows(count: int) -> list[dict[str, Any]]:
+    """The first training rows of the shipped data set, under its system prompt."""
+    from timechat.shipped import shipped
+
+    system = shipped("helpdesk/system.txt").read_text(encoding="utf-8").strip()
+    lines = shipped("helpdesk/conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line)["messages"] for line in lines[:count]]
+    return [{"messages": [{"role": "system", "content": system}, *turns]} for turns in rows]
+
+
+def count_tokens(rows: list[dict[str, Any]]) -> int:
+    from timechat.model.load import load_tokenizer, resolve
+
+    tokenizer = load_tokenizer(resolve("starter").folder)
+    return sum(len(tokenizer.apply_chat_template(r["messages"])["input_ids"]) for r in rows)
+
+
+def run_timechat(rows: list[dict[str, Any]], epochs: int) -> dict[str, float]:
+    from timechat.conversation import Conversation
+    from timechat.data.pack import encode, order, pack
+    from timechat.model.adapt import attach
+    from timechat.model.load import load, resolve
+    from timechat.train.loop import Settings, Step, Trainer
+
+    loaded = load(resolve("starter"))
+    attach(loaded.model, RANK, ALPHA, "all")
+    examples = [encode(Conversation.from_dict(row), loaded.renderer) for row in rows]
+    num_steps = len(examples) * epochs // STEP_ROWS
+    trainer = Trainer(loaded.model, Settings(num_steps, RATE, 1, 0.0, 1.0, 0.0))
+    steps = order(len(examples), STEP_ROWS, num_steps, seed=0)
+    seconds = 0.0
+    records = []
+    for number, members in enumerate(steps):
+        started = time.perf_counter()
+        records.append(trainer.advance(Step((pack([examples[i] for i in members]),))))
+        if number:
+            seconds += time.perf_counter() - started
+    share = (num_steps - 1) / num_steps
+    return {"seconds": seconds, "share": share, "first": records[0].loss, "last": records[-1].loss}
+
+
+def run_trl(rows: list[dict[str, Any]], epochs: int, variant: str) -> dict[str, float]:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from timechat.model.load import resolve
+
+    folder = str(resolve("starter").folder)
+    options: dict[str, Any] = {}
+    model: Any = folder
+    if variant != "trl-defaults":
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        options = {
+            "gradient_checkpointing": False,
+            "per_device_train_batch_size": STEP_ROWS,
+            "bf16": True,
+        }
+    if variant == "trl-bf16-packed":
+        options.update(packing=True, max_length=1024, per_device_train_batch_size=1)
+    if variant == "trl-bf16-by-length":
+        options.update(train_sampling_strategy="group_by_length")
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as scratch:
+        config = SFTConfig(
+            output_dir=scratch,
+            num_train_epochs=epochs,
+            learning_rate=RATE,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+            logging_steps=1,
+            **options,
+        )
+        trainer = SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(folder),
+            peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"),
+            callbacks=[Clock()],
+        )
+        trainer.train()
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    share = (len(times) - 1) / len(times)
+    return {
+        "seconds": times[-1] - times[0],
+        "share": share,
+        "first": losses[0],
+        "last": losses[-1],
+    }
+
+
+def child(name: str, count: int, epochs: int) -> None:
+    from timechat.model.machine import peak_memory
+
+    rows = load_rows(count)
+    run = run_timechat(rows, epochs) if name == "timechat" else run_trl(rows, epochs, name)
+    tokens = count_tokens(rows) * epochs * run["share"]
+    line = {**run, "tokens_per_second": tokens / run["seconds"], "peak_bytes": peak_memory()}
+    print(json.dumps(line))
+
+
+def measure(name: str, count: int, epochs: int) -> dict[str, float] | None:
+    ask = [sys.executable, __file__, "--child", name, "--rows", str(count), "--epochs", str(epochs)]
+    done = subprocess.run(ask, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(f"{name}: failed\n{done.stderr[-1500:]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--child")
+    given = parser.parse_args()
+    if given.child:
+        child(given.child, given.rows, given.epochs)
+        return
+    from timechat.model.machine import machine_name
+
+    print(f"{machine_name()}; {given.rows} rows x {given.epochs} epochs, rank {RANK}")
+    print("| contestant | real tokens/s | peak GiB | last loss |")
+    print("|---|---|---|---|")
+    found: dict[str, tuple[float, float]] = {}
+    for name in CONTESTANTS:
+        runs = [measure(name, given.rows, given.epochs) for _ in range(given.repeat)]
+        good = [run for run in runs if run is not None]
+        if not good:
+            print(f"| {name} | failed | | |")
+            continue
+        speed = statistics.median(run["tokens_per_second"] for run in good)
+        peak = statistics.median(run["peak_bytes"] for run in good) / 2**30
+        found[name] = (speed, peak)
+        print(f"| {name} | {speed:.0f} | {peak:.2f} | {good[0]['last']:.3f} |", flush=True)
+    ours = found["timechat"]
+    best = max((n for n in found if n.startswith("trl-bf16")), key=lambda n: found[n][0])
+    for label, name in (("TRL's defaults", "trl-defaults"), (f"TRL's best ({best})", best)):
+        speed, peak = found[name]
+        print(f"{ours[0] / speed:.1f} times {label}, in {ours[1] / peak:.2f} of its memory")
+
+
+if __name__ == "__main__":
+    main()

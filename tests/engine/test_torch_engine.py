@@ -1,0 +1,106 @@
+"""The engine: a batch of N equals N of one, streams end by their reason, characters stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from conftest import ROWS, build_model
+
+from timechat.conversation import Message
+from timechat.engine.protocol import Delta, Ending, Sampling
+from timechat.engine.responder import Responder
+from timechat.engine.torch import TorchEngine, window_of
+from timechat.errors import ModelError
+from timechat.model.render import Renderer
+
+GREEDY = Sampling(max_new_tokens=12)
+
+
+def stream(engine: TorchEngine, prompt: Sequence[int], sampling: Sampling, stop=frozenset()):
+    return list(engine.stream(prompt, sampling, stop))
+
+
+def test_greedy_equals_transformers_generate(renderer: Renderer) -> None:
+    model = build_model()
+    prompt = renderer.prompt(ROWS[0].question)
+    expected = model.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[0, len(prompt) :].tolist()
+    found = [d.token for d in stream(TorchEngine(model), prompt, GREEDY) if d.token is not None]
+    assert found == expected
+
+
+def test_a_batch_of_n_equals_n_of_one(renderer: Renderer) -> None:
+    engine = TorchEngine(build_model())
+    prompts = [renderer.prompt(row.question) for row in ROWS]
+    together = engine.answers(prompts, 12, frozenset())
+    for prompt, answer in zip(prompts, together, strict=True):
+        alone = [d.token for d in stream(engine, prompt, GREEDY) if d.token is not None]
+        assert answer == alone
+
+
+def test_a_stop_token_ends_the_answer(renderer: Renderer) -> None:
+    engine = TorchEngine(build_model())
+    prompt = renderer.prompt(ROWS[0].question)
+    first = stream(engine, prompt, GREEDY)[0].token
+    assert first is not None
+    assert stream(engine, prompt, GREEDY, frozenset({first})) == [Delta(None, Ending.STOP)]
+    assert engine.answers([prompt], 12, frozenset({first})) == [[first]]
+
+
+def test_an_answer_that_reaches_its_limit_says_so(renderer: Renderer) -> None:
+    found = stream(TorchEngine(build_model()), renderer.prompt(ROWS[0].question), GREEDY)
+    assert len(found) == 13
+    assert found[-1].ending is Ending.LENGTH
+
+
+def test_sampling_is_a_function_of_its_seed(renderer: Renderer) -> None:
+    engine = TorchEngine(build_model())
+    prompt = renderer.prompt(ROWS[0].question)
+    hot = [stream(engine, prompt, Sampling(2.0, 0.95, seed, 20)) for seed in (1, 1, 2)]
+    assert hot[0] == hot[1] != hot[2]
+
+
+def test_the_window_is_the_models() -> None:
+    assert window_of(build_model()) == 512
+
+
+class Script:
+    """An engine that says what it is told."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def stream(self, prompt, sampling, stop) -> Iterator[Delta]:
+        yield from (Delta(token) for token in self.tokens)
+        yield Delta(None, Ending.STOP)
+
+
+def test_pieces_are_whole_characters(renderer: Renderer) -> None:
+    text = "Ö ist ünd 🙂 ok"
+    ids = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    responder = Responder(Script(ids), renderer, 512)
+    pieces = list(responder.reply([Message("user", "hi")], GREEDY))
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert responder.ending is Ending.STOP
+
+
+def test_a_stopped_reply_is_cancelled(renderer: Renderer) -> None:
+    responder = Responder(Script([70, 71, 72]), renderer, 512)
+    reply = responder.reply([Message("user", "hi")], GREEDY)
+    next(reply)
+    reply.close()
+    assert responder.ending is Ending.CANCELLED
+
+
+def test_a_conversation_beyond_the_window_is_refused(renderer: Renderer) -> None:
+    responder = Responder(Script([70]), renderer, 16)
+    with pytest.raises(ModelError, match="window"):
+        next(responder.reply([Message("user", "x" * 40)], GREEDY))

@@ -1,0 +1,51 @@
+"""The plan: every derived number has a rule, the recipe's own values win, and it can say no."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from timechat.plan import Machine, Rows, Shape, make_plan
+from timechat.recipe import parse_recipe
+
+ROWS = Rows(400, 26_000, 20_000, 8_000, 120, 40, 136, 20)
+SHAPE = Shape(134_515_008, 4_884_480, 106_203_456, 30, 576, 1536, 49_152, 8192, 269_030_016)
+MACHINE = Machine("a laptop", 8 * 2**30, 100 * 2**30, 600e9)
+
+
+def plan(machine: Machine = MACHINE, rows: Rows = ROWS, **train: object):
+    return make_plan(parse_recipe({"train": train}), rows, SHAPE, machine)
+
+
+def test_every_number_has_a_rule() -> None:
+    assert all(number.rule for number in plan().numbers.values())
+
+
+def test_the_recipes_own_numbers_win() -> None:
+    found = plan(epochs=2, learning_rate=0.01, batch_rows=4)
+    assert (found["epochs"], found["learning_rate"], found["batch_rows"]) == (2, 0.01, 4)
+    assert found["steps"] == 200
+    assert found.numbers["epochs"].rule == "as the recipe says"
+
+
+def test_few_rows_are_seen_more_often_than_many() -> None:
+    assert plan()["epochs"] > plan(rows=replace(ROWS, num_train=10_000))["epochs"]
+
+
+def test_a_machine_too_small_is_told_the_number() -> None:
+    found = plan(machine=replace(MACHINE, memory_bytes=2**29))
+    assert not found.fits
+    assert "0.5 GiB are free" in found.refusal
+
+
+def test_a_full_disk_is_told_before_training() -> None:
+    found = plan(machine=replace(MACHINE, disk_bytes=1000))
+    assert not found.fits
+    assert "disk" in found.refusal
+
+
+def test_a_faster_machine_takes_less_time() -> None:
+    fast = plan(machine=replace(MACHINE, matrix_flops=2 * MACHINE.matrix_flops))
+    assert (
+        fast["train_seconds"] * 2 == plan()["train_seconds"]
+        or abs(fast["train_seconds"] * 2 - plan()["train_seconds"]) <= 2
+    )
