@@ -1,6 +1,6 @@
 """Training speed and memory beside TRL's SFTTrainer: same rows, same model, same LoRA, one run.
 
-    python bench/train_speed.py [--rows 64] [--epochs 2] [--repeat 1]
+    python bench/train_speed.py [--rows 64] [--epochs 2] [--repeat 1] [--data FILE]
 
 Each contestant trains in a process of its own, one after the other, so that peak memory is its
 own. Real tokens are the rows' tokens under the chat template, counted once for all contestants;
@@ -16,16 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 RANK, ALPHA, RATE, STEP_ROWS = 16, 32, 1e-3, 16
 CONTESTANTS = ("timechat", "trl-defaults", "trl-bf16", "trl-bf16-packed", "trl-bf16-by-length")
 
 
-def load_rows(count: int) -> list[dict[str, Any]]:
-    """The first training rows of the shipped data set, under its system prompt."""
+def load_rows(count: int, data: str) -> list[dict[str, Any]]:
+    """The first rows of `data` (JSON lines of messages), or of the shipped data set."""
     from timechat.shipped import shipped
 
+    if data:
+        lines = Path(data).read_text(encoding="utf-8").splitlines()
+        return [{"messages": json.loads(line)["messages"]} for line in lines[:count]]
     system = shipped("helpdesk/system.txt").read_text(encoding="utf-8").strip()
     lines = shipped("helpdesk/conversations.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line)["messages"] for line in lines[:count]]
@@ -123,18 +127,19 @@ def run_trl(rows: list[dict[str, Any]], epochs: int, variant: str) -> dict[str, 
     }
 
 
-def child(name: str, count: int, epochs: int) -> None:
+def child(name: str, count: int, epochs: int, data: str) -> None:
     from timechat.model.machine import peak_memory
 
-    rows = load_rows(count)
+    rows = load_rows(count, data)
     run = run_timechat(rows, epochs) if name == "timechat" else run_trl(rows, epochs, name)
     tokens = count_tokens(rows) * epochs * run["share"]
     line = {**run, "tokens_per_second": tokens / run["seconds"], "peak_bytes": peak_memory()}
     print(json.dumps(line))
 
 
-def measure(name: str, count: int, epochs: int) -> dict[str, float] | None:
+def measure(name: str, count: int, epochs: int, data: str) -> dict[str, float] | None:
     ask = [sys.executable, __file__, "--child", name, "--rows", str(count), "--epochs", str(epochs)]
+    ask += ["--data", data]
     done = subprocess.run(ask, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         print(f"{name}: failed\n{done.stderr[-1500:]}", file=sys.stderr)
@@ -147,10 +152,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--data", default="", help="JSON lines of messages; default: shipped")
     parser.add_argument("--child")
     given = parser.parse_args()
     if given.child:
-        child(given.child, given.rows, given.epochs)
+        child(given.child, given.rows, given.epochs, given.data)
         return
     from timechat.model.machine import machine_name
 
@@ -159,7 +165,7 @@ def main() -> None:
     print("|---|---|---|---|")
     found: dict[str, tuple[float, float]] = {}
     for name in CONTESTANTS:
-        runs = [measure(name, given.rows, given.epochs) for _ in range(given.repeat)]
+        runs = [measure(name, given.rows, given.epochs, given.data) for _ in range(given.repeat)]
         good = [run for run in runs if run is not None]
         if not good:
             print(f"| {name} | failed | | |")
