@@ -63,8 +63,9 @@ before = [ask(question) for question in ASKED_AFTERWARDS]
 # 3. Rows to tokens: only the answer and its stop token carry loss.
 examples = [renderer.example(row.messages) for row in rows]
 shown = examples[0]
-print("context:", renderer.tokenizer.decode([i for i, w in zip(shown.ids, shown.weights) if not w]))
-print("trained:", renderer.tokenizer.decode([i for i, w in zip(shown.ids, shown.weights) if w]))
+tokens = list(zip(shown.ids, shown.weights, strict=True))
+print("context:", renderer.tokenizer.decode([token for token, weight in tokens if not weight]))
+print("trained:", renderer.tokenizer.decode([token for token, weight in tokens if weight]))
 
 # 4. What learns: a low-rank path beside every linear layer; the base stays as it is.
 num_trained = attach(model, rank=16, alpha=32.0, targets="all")

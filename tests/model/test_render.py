@@ -90,7 +90,8 @@ def test_a_default_system_prompt_equals_a_given_one() -> None:
 
 
 def test_a_template_that_drops_the_answer_is_refused() -> None:
-    template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    user_only = "{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
+    template = "{% for m in messages %}" + user_only + "{% endfor %}"
     with pytest.raises(ModelError, match="drops the assistant turn"):
         Renderer(build_tokenizer(template))
 

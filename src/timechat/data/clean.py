@@ -135,15 +135,15 @@ class RepeatedIds:
     """Gives a row whose id an earlier, different row has already its content's hash."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, int] = {}
+        self._seen: set[str] = set()
 
     def __call__(self, row: Conversation) -> Verdict:
-        line = self._lines.setdefault(row.id, row.line)
-        if line == row.line:
+        if row.id not in self._seen:
+            self._seen.add(row.id)
             return Keep()
         fresh = content_hash(row.messages)
-        self._lines.setdefault(fresh, row.line)
-        return Edit(replace(row, id=fresh), "repeated_id", f"{row.id!r} is line {line}'s already")
+        self._seen.add(fresh)
+        return Edit(replace(row, id=fresh), "repeated_id", f"an earlier row has {row.id!r}")
 
 
 def fingerprint(row: Conversation) -> str:

@@ -105,7 +105,7 @@ def to_conversation(record: Record, columns: Columns, source: str) -> Conversati
 
 
 def check_wanted(wanted: Mapping[str, str]) -> None:
-    """Raise DataError unless `wanted` names known roles, the user's and the assistant's among them."""
+    """Raise DataError unless the roles are known, with the user's and the assistant's."""
     for role in wanted:
         if role not in COLUMN_ROLES:
             raise DataError(f"columns: unknown role {role!r} ({nearest(role, COLUMN_ROLES)})")

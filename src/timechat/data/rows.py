@@ -69,7 +69,7 @@ def writable(text: str, where: str) -> str:
 
 def kind(value: object) -> str:
     """What JSON calls the type of `value`."""
-    names = {str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
+    names: dict[type, str] = {str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
     if value is None:
         return "null"
     return names.get(type(value), "a number")

@@ -122,7 +122,11 @@ def _files(name: str, path: Path) -> list[tuple[str, Path]]:
         raise DataError(
             f"{shown} is a prepared folder: give it as `prepared`, not as a file of rows"
         )
-    files = [p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and p.name[0] != "."]
+    files = [
+        p
+        for p in path.iterdir()
+        if p.suffix.lower() in EXTENSIONS and p.is_file() and not p.name.startswith(".")
+    ]
     if not files:
         raise DataError(f"{shown} is a folder without data files: put {_kinds()} files into it")
     return [
@@ -135,8 +139,8 @@ def _open(shown: str, path: Path, columns: Mapping[str, str]) -> Source:
     extension = path.suffix.lower()
     if extension not in EXTENSIONS and path.exists():
         raise DataError(
-            f"{shown} ends in {extension or 'nothing'}: files of rows are {_kinds()}; convert it, or "
-            "rename it if it is one of them"
+            f"{shown} ends in {extension or 'nothing'}: files of rows are {_kinds()}; convert it, "
+            "or rename it if it is one of them"
         )
     check_text(path)
     if extension == ".jsonl":

@@ -125,6 +125,7 @@ class _Reader:
         self.delimiter = delimiter
         self.index = 0
         self.at = 0
+        self.text_until = (0, 0)
 
     @property
     def text(self) -> str:
@@ -185,39 +186,61 @@ class _Reader:
 
     def _curly(self, start: int) -> str | None:
         """The field wrapped in “ ”, or None when its “ turns out to be text."""
+        if (self.index, start) < self.text_until:
+            return None
         parts: list[str] = []
         size, depth = 0, 1
         index, text = self.index, self.text
         while True:
-            close, depth = self._curly_end(text, start, depth)
+            close, stop, depth = self._scan(text, start, depth)
             if close is not None:
                 end = self._end(text, close + 1)
                 assert end is not None
-                parts.append(text[start:close])
                 self.index, self.at = index, end
-                return "".join(parts)
+                return "".join([*parts, text[start:close]])
             parts += [text[start:], "\n"]
             size += len(text) - start
-            index, start = index + 1, 0
-            too_far = size > MAX_LINE_BYTES or index - self.index > MAX_CURLY_LINES
-            if depth <= 0 or too_far or not self.window.continues(index):
+            too_far = size > MAX_LINE_BYTES or index - self.index >= MAX_CURLY_LINES
+            if stop is not None or too_far or not self.window.continues(index + 1):
+                # What was looked through here need not be again: a row full of “ stays linear.
+                self.text_until = (index, len(text) if stop is None else stop)
                 return None
+            index, start = index + 1, 0
             text = self.window[index].text
 
-    def _curly_end(self, text: str, start: int, depth: int) -> tuple[int | None, int]:
-        """Where on this line the field's ” is, and how many “ are still open after the line.
+    def _scan(self, text: str, start: int, depth: int) -> tuple[int | None, int | None, int]:
+        """Where on this line the field's ” is, or where it is clear that there is none, and how
+        many “ are open after the line.
 
-        The ” that pairs with the first “ is taken when it ends the field; otherwise the first ”
-        that ends a field.
+        The ” that pairs with the first “ is taken when it ends a field; otherwise the first ” that
+        does, unless another field begins with “ before it.
         """
         first: int | None = None
+        paired = False
         for mark in _CURLY.finditer(text, start):
-            depth += 1 if mark[0] == "“" else -1
-            if mark[0] == "”" and self._end(text, mark.end()) is not None:
-                if depth == 0:
-                    return mark.start(), 0
-                first = mark.start() if first is None else first
-        return first, depth
+            at = mark.start()
+            if mark[0] == "“":
+                if paired and self._begins(text, at):
+                    return None, at, depth
+                depth += 1
+                continue
+            depth -= 1
+            if self._end(text, mark.end()) is not None:
+                if depth == 0 or paired:
+                    return at, None, depth
+                first = at if first is None else first
+            if depth == 0 and first is not None:
+                break
+            paired = paired or depth == 0
+        if first is None and paired:
+            return None, len(text), depth
+        return first, None, depth
+
+    def _begins(self, text: str, at: int) -> bool:
+        """Whether a field begins at `at`, not counting spaces."""
+        while at and text[at - 1] == " ":
+            at -= 1
+        return at == 0 or text[at - 1] == self.delimiter
 
     def _end(self, text: str, at: int) -> int | None:
         """The position of the delimiter or line end that follows, over spaces; None if neither."""
