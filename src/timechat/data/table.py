@@ -1,8 +1,8 @@
 """CSV and TSV: physical lines to records of fields, whatever quotes they are wrapped in.
 
 Straight quotes follow RFC 4180. A field that begins with “ ends at ” before a delimiter or the end
-of a line, as word processors leave them; curly quotes anywhere else are text. Which columns hold
-what is `data.columns`' business.
+of a line, as word processors leave them, within 100 lines; curly quotes anywhere else are text.
+Which columns hold what is `data.columns`' business.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from timechat.data.lines import MAX_LINE_BYTES, Line, read_lines
 
 DELIMITERS = (",", ";", "\t")
 SNIFFED_RECORDS = 20
+# With the bytes of a line, what bounds the memory of one row.
+MAX_ROW_LINES = 100_000
 # A curly quote may just be text, so its other half is looked for this far and no further.
-MAX_CURLY_LINES = 1000
+MAX_CURLY_LINES = 100
 _OPENING = re.compile(r' *(["“])')
 _CURLY = re.compile("[“”]")
 
@@ -161,7 +163,8 @@ class _Reader:
                 parts += [text[start:], "\n"]
                 size += len(text) - start
                 index, start = index + 1, 0
-                if size > MAX_LINE_BYTES or not self.window.continues(index):
+                too_far = size > MAX_LINE_BYTES or index - self.index > MAX_ROW_LINES
+                if too_far or not self.window.continues(index):
                     # Only this line is given up: the lines after it may well be rows.
                     raise _BrokenError(1, "unclosed_quote", 'a field begins with " and never ends')
                 text = self.window[index].text
