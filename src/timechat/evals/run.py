@@ -42,7 +42,7 @@ class Likelihood:
 
 @dataclass(frozen=True, slots=True)
 class Choosing:
-    """The mean log-probability per token of each answer to an item, the right one first."""
+    """The log-probability (nats) of each answer to an item, the right one first."""
 
     item: str
     cluster: str
@@ -133,11 +133,11 @@ def _choice_values(
     values, _ = log_probs(hidden, weight, torch.tensor(targets, device=device))
     at = 0
     for item in items:
-        means: list[float] = []
+        sums: list[float] = []
         for answer in item.answers:
-            means.append(float(values[at : at + len(answer)].mean()))
+            sums.append(float(values[at : at + len(answer)].double().sum()))
             at += len(answer)
-        yield tuple(means)
+        yield tuple(sums)
 
 
 def _batches(lengths: Sequence[int], tokens: int = TOKENS_PER_PASS) -> Iterator[list[int]]:

@@ -20,6 +20,10 @@ from timechat.model.render import Renderer
 from timechat.shipped import shipped
 
 
+# The words that lead to an answer of the general suite.
+LEAD = "The answer is:"
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A general question as token ids with its possible answers, the right one first."""
@@ -99,18 +103,38 @@ def retention_sample(suite: General, share: float, seed: int = 0) -> tuple[Choic
 
 
 def _choice(row: dict[str, Any], renderer: Renderer) -> Choice:
-    user = Message("user", row["question"])
-    prompt = renderer.prompt([user])
-    answers: list[tuple[int, ...]] = []
-    for text in (row["answer"], *row["wrong"]):
-        rendered = renderer.example([user, Message("assistant", text)])
-        end = max(i for i, weight in enumerate(rendered.weights) if weight > 0) + 1
-        answers.append(tuple(rendered.ids[len(prompt) : end]))
-    return Choice(row["id"], row["group"], row["tags"][0], tuple(prompt), tuple(answers))
+    """The question as the user's turn; each answer ends the sentence that `LEAD` begins.
+
+    A bare "Paris" is not how a chat model speaks, and the starter finds only 41 % of the right
+    answers that way; inside a sentence it finds 64 % (LAB.md). The full stop ends every answer,
+    so that "1" is not likelier than "10" for being its beginning. Tokens that all four answers
+    begin with belong to the prompt: that changes no comparison, and is right for every tokenizer.
+    """
+    prompt = renderer.prompt([Message("user", row["question"])])
+    texts = (f"{LEAD} {_sentence(text)}" for text in (row["answer"], *row["wrong"]))
+    tails = [_tokens(text, renderer) for text in texts]
+    shared = 0
+    while len({tail[shared] for tail in tails}) == 1 and shared + 1 < min(map(len, tails)):
+        shared += 1
+    return Choice(
+        row["id"],
+        row["group"],
+        row["tags"][0],
+        (*prompt, *tails[0][:shared]),
+        tuple(tuple(tail[shared:]) for tail in tails),
+    )
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _tokens(text: str, renderer: Renderer) -> list[int]:
+    return list(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _plain(name: str, text: str, renderer: Renderer) -> Example:
-    ids = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = _tokens(text, renderer)
     return Example(tuple(ids), (1.0,) * len(ids), name)
 
 
