@@ -48,7 +48,7 @@ def run_timechat(rows: list[dict[str, Any]], epochs: int) -> dict[str, float]:
     from timechat.data.pack import encode, order, pack
     from timechat.model.adapt import attach
     from timechat.model.load import load, resolve
-    from timechat.train.loop import Settings, Step, Trainer
+    from timechat.training.loop import Settings, Trainer
 
     loaded = load(resolve("starter"))
     attach(loaded.model, RANK, ALPHA, "all")
@@ -60,7 +60,7 @@ def run_timechat(rows: list[dict[str, Any]], epochs: int) -> dict[str, float]:
     records = []
     for number, members in enumerate(steps):
         started = time.perf_counter()
-        records.append(trainer.advance(Step((pack([examples[i] for i in members]),))))
+        records.append(trainer.advance((pack([examples[i] for i in members]),)))
         if number:
             seconds += time.perf_counter() - started
     share = (num_steps - 1) / num_steps

@@ -41,7 +41,8 @@ class Batch:
 
     `ids` (1, T) flat tokens with the shared prefix first, `target_index` (n,) the flat places
     whose hidden state predicts a target, `targets` (n,) the tokens they predict, `weights` (n,).
-    `num_tokens` counts every row's real tokens, the shared prefix once for each row.
+    `num_tokens` counts every row's real tokens, the shared prefix once for each row. The last
+    targets are those of the rows `held`, which stay as the base has them.
     """
 
     ids: Tensor
@@ -51,10 +52,16 @@ class Batch:
     weights: Tensor
     num_tokens: int
     row_ids: tuple[str, ...]
+    held: tuple[Example, ...] = ()
 
     @property
     def num_target_tokens(self) -> int:
-        return len(self.targets)
+        """Targets that are learned from."""
+        return len(self.targets) - self.num_held
+
+    @property
+    def num_held(self) -> int:
+        return sum(example.num_targets for example in self.held)
 
 
 def encode(conversation: Conversation, renderer: Renderer) -> Example:
@@ -62,36 +69,43 @@ def encode(conversation: Conversation, renderer: Renderer) -> Example:
     return Example(tuple(rendered.ids), tuple(rendered.weights), conversation.id)
 
 
-def pack(examples: Sequence[Example], share_prefix: bool = True) -> Batch:
-    """One batch of all `examples`. A row without a target only serves as context: refused."""
+def pack(
+    examples: Sequence[Example], held: Sequence[Example] = (), share_prefix: bool = True
+) -> Batch:
+    """One batch of all `examples`, and of the rows `held` that stay as the base has them.
+
+    Only the examples share a prefix. Raises ValueError when they have no target.
+    """
     prefix = shared_prefix(examples) if share_prefix else 0
     flat = list(examples[0].ids[:prefix])
     lengths: list[int] = []
     places: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
-    for example in examples:
-        start = len(flat)
-        own = example.ids[prefix:]
-        flat += own
-        lengths.append(len(own))
-        for i, weight in enumerate(example.weights[prefix:]):
+    for number, example in enumerate((*examples, *held)):
+        skip = prefix if number < len(examples) else 0
+        own = example.ids[skip:]
+        for i, weight in enumerate(example.weights[skip:]):
             # The first own token is predicted inside the prefix only if it is no target
             # (`shared_prefix` sees to that); the first token of a row is predicted by nothing.
             if weight > 0 and i > 0:
-                places.append(start + i - 1)
+                places.append(len(flat) + i - 1)
                 targets.append(own[i])
                 weights.append(weight)
-    if not targets:
+        flat += own
+        lengths.append(len(own))
+    if not any(example.num_targets for example in examples):
         raise ValueError("a batch without a single target token")
+    rows = (*examples, *held)
     return Batch(
         ids=torch.tensor([flat]),
-        layout=plan_layout(lengths, prefix),
+        layout=plan_layout(lengths, prefix, len(held)),
         target_index=torch.tensor(places),
         targets=torch.tensor(targets),
         weights=torch.tensor(weights),
-        num_tokens=sum(len(example.ids) for example in examples),
-        row_ids=tuple(example.id for example in examples),
+        num_tokens=sum(len(example.ids) for example in rows),
+        row_ids=tuple(example.id for example in rows),
+        held=tuple(held),
     )
 
 

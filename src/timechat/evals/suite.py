@@ -19,7 +19,6 @@ from timechat.data.pack import Example, encode
 from timechat.model.render import Renderer
 from timechat.shipped import shipped
 
-
 # The words that lead to an answer of the general suite.
 LEAD = "The answer is:"
 

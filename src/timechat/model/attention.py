@@ -31,8 +31,10 @@ SHORT = 512
 @dataclass(frozen=True, slots=True)
 class Group:
     """Segments of similar length. `index` (N*L,) reads flat tokens into rows, `inverse` (n,) reads
-    the rows' real tokens back, `where` (n,) holds those tokens' flat places."""
+    the rows' real tokens back, `where` (n,) holds those tokens' flat places. `prefix` is the number
+    of shared tokens that its segments see, `mask` (1, 1, L, P+L) what each of their tokens sees."""
 
+    prefix: int
     num_segments: int
     length: int
     index: Tensor
@@ -51,21 +53,30 @@ class Layout:
     positions: Tensor
 
 
-def plan_layout(lengths: Sequence[int], prefix: int = 0) -> Layout:
-    """The layout of a flat sequence of `prefix` tokens followed by segments of `lengths`."""
+def plan_layout(lengths: Sequence[int], prefix: int = 0, num_alone: int = 0) -> Layout:
+    """The layout of a flat sequence of `prefix` tokens followed by segments of `lengths`.
+
+    The last `num_alone` segments do not see the prefix and begin at position 0.
+    """
     starts = [prefix]
     for length in lengths:
         starts.append(starts[-1] + length)
-    ranked = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    num_sharing = len(lengths) - num_alone
+    kinds = ((range(num_sharing), prefix), (range(num_sharing, len(lengths)), 0))
+    if not prefix:
+        kinds = ((range(len(lengths)), 0),)
     groups = tuple(
-        _group([(starts[i], lengths[i]) for i in members], prefix)
-        for members in _similar(ranked, lengths)
+        _group([(starts[i], lengths[i]) for i in members], seen)
+        for segments, seen in kinds
+        for members in _similar(sorted(segments, key=lambda i: lengths[i]), lengths)
     )
     place = torch.empty(starts[-1], dtype=torch.long)
     where = torch.cat([torch.arange(prefix), *(group.where for group in groups)])
     place[where] = torch.arange(len(where))
     positions = [torch.arange(prefix)]
-    positions += [torch.arange(prefix, prefix + length) for length in lengths]
+    for i, length in enumerate(lengths):
+        first = prefix if i < num_sharing else 0
+        positions.append(torch.arange(first, first + length))
     return Layout(prefix, groups, place, torch.cat(positions))
 
 
@@ -99,7 +110,9 @@ def _group(spans: list[tuple[int, int]], prefix: int) -> Group:
     if prefix:
         own = torch.ones(longest, longest, dtype=torch.bool).tril()
         mask = torch.cat([torch.ones(longest, prefix, dtype=torch.bool), own], dim=1)[None, None]
-    return Group(len(spans), longest, index.flatten(), torch.cat(inverse), torch.cat(where), mask)
+    return Group(
+        prefix, len(spans), longest, index.flatten(), torch.cat(inverse), torch.cat(where), mask
+    )
 
 
 class _Gather(torch.autograd.Function):
@@ -143,7 +156,7 @@ def _packed_attention(
     for group in layout.groups:
         shape = (group.num_segments, group.length)
         rows = [_gather(x, group).unflatten(0, shape) for x in (q, k, v)]
-        if prefix_k is not None and prefix_v is not None:
+        if group.prefix and prefix_k is not None and prefix_v is not None:
             for i, shared in ((1, prefix_k), (2, prefix_v)):
                 rows[i] = torch.cat([shared.expand(shape[0], *shared.shape), rows[i]], dim=1)
         out = _attend(rows[0], rows[1], rows[2], group.mask, scaling, dropout)

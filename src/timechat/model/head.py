@@ -21,7 +21,14 @@ from timechat.errors import ModelError
 from timechat.model.adapt import output_head
 from timechat.model.attention import Layout, packed
 
-CHUNK = 256
+# Bytes of one chunk's logits in fp32. Small enough that the allocator hands the same pages out
+# again: fresh pages cost a CPU more than the arithmetic on them (LAB.md).
+CHUNK_BYTES = 2**24
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """How many rows of logits are worked on at a time."""
+    return max(16, CHUNK_BYTES // (4 * vocabulary))
 
 
 def hidden_states(model: PreTrainedModel, ids: Tensor, layout: Layout, where: Tensor) -> Tensor:
@@ -63,8 +70,9 @@ def log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, 
     values: list[Tensor] = []
     hits: list[Tensor] = []
     with torch.no_grad():
-        for start in range(0, len(targets), CHUNK):
-            part = slice(start, start + CHUNK)
+        rows = chunk_rows(len(weight))
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
             logits = F.linear(hidden[part], weight).float()
             chosen = logits.gather(1, targets[part, None])[:, 0]
             values.append(chosen - logits.logsumexp(-1))
@@ -86,21 +94,26 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         grad = torch.empty_like(hidden)
-        for start in range(0, len(hidden), CHUNK):
-            part = slice(start, start + CHUNK)
+        rows = chunk_rows(len(weight))
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
             scale = weights[part, None]
-            log_p = F.linear(hidden[part], weight).float().log_softmax(-1)
+            logits = F.linear(hidden[part], weight).float()
             if targets is not None:
                 chosen = targets[part, None]
-                total -= (log_p.gather(1, chosen) * scale).sum()
-                slope = log_p.exp_().mul_(scale)
-                slope.scatter_add_(1, chosen, -scale)
+                slope = logits.softmax(-1)
+                picked = logits.gather(1, chosen) - logits.logsumexp(-1, keepdim=True)
+                total -= (picked * scale).sum()
+                slope.mul_(scale).scatter_add_(1, chosen, -scale)
             else:
                 assert teacher is not None
-                log_q = F.linear(teacher[part], weight).float().log_softmax(-1)
-                q = log_q.exp()
-                total += (q * (log_q - log_p)).sum(-1, keepdim=True).mul(scale).sum()
-                slope = log_p.exp_().sub_(q).mul_(scale)
+                wanted = F.linear(teacher[part], weight).float()
+                slope, q = logits.softmax(-1), wanted.softmax(-1)
+                # KL = Σ q · (wanted − logits) − log Z(wanted) + log Z(logits)
+                gap = logits.logsumexp(-1) - wanted.logsumexp(-1)
+                gap += torch.linalg.vecdot(q, wanted.sub_(logits))
+                total += (gap * scale[:, 0]).sum()
+                slope.sub_(q).mul_(scale)
             grad[part] = slope.to(hidden.dtype) @ weight
         ctx.save_for_backward(grad)
         return total

@@ -20,8 +20,8 @@ from timechat.model.load import Loaded
 from timechat.model.render import Renderer
 from timechat.records import Check, DataCard, Measure
 from timechat.store import sha256
-from timechat.train.checkpoint import Identity, restore, save
-from timechat.train.loop import Step, Trainer
+from timechat.training.checkpoint import Identity, restore, save
+from timechat.training.loop import Trainer
 
 SAMPLE = 500
 # How far figures that are equal in exact arithmetic may lie apart in the run's number format.
@@ -88,7 +88,7 @@ def check_resume(
 
     Leaves the trainer as it was before: call it before the first step.
     """
-    steps = [Step((pack(examples[i : i + 2]),)) for i in range(0, min(8, len(examples)), 2)]
+    steps = [(pack(examples[i : i + 2]),) for i in range(0, min(8, len(examples)), 2)]
     begin = [p.detach().clone() for p in trainer.parameters]
     half = len(steps) // 2
     with tempfile.TemporaryDirectory() as scratch:
@@ -158,7 +158,7 @@ def _answers(row: Conversation) -> str:
 
 def _gradient(trainer: Trainer, cuts: list[list[Example]]) -> tuple[float, Tensor]:
     batches = tuple(pack(rows) for rows in cuts)
-    loss = trainer.backward(batches)
+    loss, _ = trainer.backward(batches)
     flat = torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
     trainer.optimizer.zero_grad(set_to_none=True)
     return loss, flat.clone()

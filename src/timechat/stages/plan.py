@@ -13,7 +13,7 @@ from timechat.data.pack import Example, shared_prefix
 from timechat.model import machine
 from timechat.model.adapt import target_layers
 from timechat.model.load import Loaded
-from timechat.plan import Machine, Rows, Shape, make_plan
+from timechat.planning import Machine, Rows, Shape, make_plan
 from timechat.recipe import Recipe
 from timechat.records import Plan
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation
-from timechat.data.pack import Example, encode, order, pack
+from timechat.data.pack import Batch, Example, encode, order, pack
 from timechat.errors import DataError, PlanError, RunError
 from timechat.evals.run import likelihoods
 from timechat.evals.suite import (
@@ -47,8 +47,8 @@ from timechat.stages.prepare import Prepared, load_prepared, prepare
 from timechat.stages.select import Candidate, choose_checkpoint, choose_strength
 from timechat.stages.watch import Watcher
 from timechat.store import append_line, read_json, read_lines, write_json, write_lines, write_text
-from timechat.train import checkpoint
-from timechat.train.loop import Settings, Step, Trainer, fit
+from timechat.training import checkpoint
+from timechat.training.loop import Settings, Trainer, fit
 
 WATCHED = 3
 
@@ -321,15 +321,15 @@ def _steps(
     return [c for c in candidates if checkpoint.step_folder(out, c.step).is_dir()]
 
 
-def _plan_steps(room: _Room) -> list[Callable[[], Step]]:
+def _plan_steps(room: _Room) -> list[Callable[[], tuple[Batch, ...]]]:
     """What each step trains on, built when its turn comes."""
     plan, train = room.plan, room.recipe.train
     rows = order(len(room.train), plan["batch_rows"], plan["steps"], train.seed)
     replay = _replay_batches(room)
 
-    def step(number: int) -> Step:
-        batch = pack([room.train[i] for i in rows[number]])
-        return Step((batch,), pack(replay[number % len(replay)]) if replay else None)
+    def step(number: int) -> tuple[Batch, ...]:
+        held = replay[number % len(replay)] if replay else []
+        return (pack([room.train[i] for i in rows[number]], held),)
 
     return [lambda number=number: step(number) for number in range(len(rows))]
 

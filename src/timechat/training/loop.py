@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from timechat.data.pack import Batch
+from timechat.data.pack import Batch, Example, pack
 from timechat.errors import TrainingError
 from timechat.model.adapt import disabled
 from timechat.model.head import divergence, head_weight, hidden_states, nats
@@ -34,14 +34,6 @@ class Settings:
     replay_weight: float
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The rows of one optimizer step: micro-batches to learn from, and one to stay true on."""
-
-    batches: tuple[Batch, ...]
-    replay: Batch | None = None
-
-
 class Trainer:
     """The state that a step changes: parameters, optimizer, the number of steps done."""
 
@@ -58,19 +50,17 @@ class Trainer:
             fused=True,
         )
         self._weight = head_weight(model)
-        self._teachers: dict[tuple[str, ...], Tensor] = {}
+        self._teachers: dict[str, Tensor] = {}
 
-    def advance(self, step: Step) -> StepRecord:
+    def advance(self, batches: tuple[Batch, ...]) -> StepRecord:
         """One optimizer step. Raises TrainingError, leaving the weights, on a non-finite loss."""
         started = time.perf_counter()
         rate = learning_rate(self.step, self.settings)
-        targets = sum(batch.num_target_tokens for batch in step.batches)
-        loss = self.backward(step.batches)
-        replay_loss = self._hold(step.replay) if step.replay is not None else None
+        loss, held = self.backward(batches)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            rows = [row for batch in step.batches for row in batch.row_ids]
+            rows = [row for batch in batches for row in batch.row_ids]
             raise TrainingError(
                 f"step {self.step + 1}: loss {loss}, gradient norm {norm}; rows {rows[:8]}. "
                 "Lower train.learning_rate."
@@ -80,58 +70,65 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        used = (*step.batches, step.replay) if step.replay is not None else step.batches
         return StepRecord(
             step=self.step,
             loss=loss,
             grad_norm=norm,
             learning_rate=rate,
-            tokens=sum(batch.num_tokens for batch in used),
-            target_tokens=targets,
+            tokens=sum(batch.num_tokens for batch in batches),
+            target_tokens=sum(batch.num_target_tokens for batch in batches),
             elapsed_s=time.perf_counter() - started,
-            replay_loss=replay_loss,
+            replay_loss=held,
         )
 
-    def backward(self, batches: tuple[Batch, ...]) -> float:
-        """Accumulate the gradient of the batches' mean nats per target token; returns the mean.
+    def backward(self, batches: tuple[Batch, ...]) -> tuple[float, float | None]:
+        """Accumulate the gradient of one step; returns what it is the gradient of.
 
-        Nats are summed over the targets of all batches, so how rows are cut changes nothing.
+        First the mean nats per target token, then, where rows are held, the mean divergence from
+        the base per token of theirs. Both are summed over all batches and divided once, so how
+        rows are cut into batches changes nothing.
         """
-        targets = sum(batch.num_target_tokens for batch in batches)
-        total = 0.0
+        num_targets = sum(batch.num_target_tokens for batch in batches)
+        num_held = sum(batch.num_held for batch in batches)
+        loss = held = 0.0
         for batch in batches:
-            part = self._nats(batch) / targets
+            own, other = self._losses(batch)
+            part = own / num_targets
+            loss += float(part.detach())
+            if other is not None:
+                pull = other / num_held
+                held += float(pull.detach())
+                part = part + self.settings.replay_weight * pull
             part.backward()
-            total += float(part.detach())
-        return total
+        return loss, held if num_held else None
 
-    def _nats(self, batch: Batch) -> Tensor:
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Summed nats of the batch's targets, and the summed divergence of its held rows."""
         hidden = hidden_states(self.model, batch.ids, batch.layout, batch.target_index)
-        device = hidden.device
-        return nats(hidden, self._weight, batch.targets.to(device), batch.weights.to(device))
+        targets, weights = batch.targets.to(hidden.device), batch.weights.to(hidden.device)
+        own = slice(batch.num_target_tokens)
+        loss = nats(hidden[own], self._weight, targets[own], weights[own])
+        if not batch.held:
+            return loss, None
+        rest = slice(batch.num_target_tokens, None)
+        teacher = self._teacher(batch.held)
+        return loss, divergence(hidden[rest], self._weight, teacher, weights[rest])
 
-    def _hold(self, batch: Batch) -> float:
-        """Pull the model towards its base on rows that are none of the task's."""
-        hidden = hidden_states(self.model, batch.ids, batch.layout, batch.target_index)
-        weights = batch.weights.to(hidden.device)
-        loss = divergence(hidden, self._weight, self._teacher(batch), weights) / weights.sum()
-        (loss * self.settings.replay_weight).backward()
-        return float(loss.detach())
-
-    def _teacher(self, batch: Batch) -> Tensor:
-        """The base's hidden states for a replay batch, computed once and kept (n, D)."""
-        key = batch.row_ids
-        if key not in self._teachers:
+    def _teacher(self, rows: tuple[Example, ...]) -> Tensor:
+        """The base's hidden states at the targets of held rows (n, D), computed once and kept."""
+        fresh = [row for row in rows if row.id not in self._teachers]
+        if fresh:
+            batch = pack(fresh)
             with torch.no_grad(), disabled(self.model):
-                self._teachers[key] = hidden_states(
-                    self.model, batch.ids, batch.layout, batch.target_index
-                )
-        return self._teachers[key]
+                found = hidden_states(self.model, batch.ids, batch.layout, batch.target_index)
+            parts = found.split([row.num_targets for row in fresh])
+            self._teachers |= {row.id: part for row, part in zip(fresh, parts, strict=True)}
+        return torch.cat([self._teachers[row.id] for row in rows])
 
 
 def fit(
     trainer: Trainer,
-    steps: Sequence[Callable[[], Step]],
+    steps: Sequence[Callable[[], tuple[Batch, ...]]],
 ) -> Iterator[StepRecord]:
     """Yield a record after each step that is still to do. `steps` builds each step's rows."""
     trainer.model.train()

@@ -15,8 +15,8 @@ from timechat.errors import CheckpointError, TrainingError
 from timechat.model.adapt import attach
 from timechat.model.load import Loaded
 from timechat.model.render import Renderer
-from timechat.train import checkpoint
-from timechat.train.loop import Settings, Step, Trainer, fit, learning_rate
+from timechat.training import checkpoint
+from timechat.training.loop import Settings, Trainer, fit, learning_rate
 
 SETTINGS = Settings(
     num_steps=50, learning_rate=5e-3, warmup_steps=5, weight_decay=0.01, clip=1.0, replay_weight=1.0
@@ -34,7 +34,7 @@ def test_fifty_steps_match_a_plain_pytorch_loop(renderer: Renderer) -> None:
     rows = examples(renderer)
     chosen = order(len(rows), 2, SETTINGS.num_steps, seed=0)
     ours = trainer()
-    steps = [lambda c=c: Step((pack([rows[i] for i in c]),)) for c in chosen]
+    steps = [lambda c=c: (pack([rows[i] for i in c]),) for c in chosen]
     losses = [record.loss for record in fit(ours, steps)]
 
     reference = build_model()
@@ -56,8 +56,8 @@ def test_fifty_steps_match_a_plain_pytorch_loop(renderer: Renderer) -> None:
 def test_cutting_a_batch_into_micro_batches_changes_nothing(renderer: Renderer) -> None:
     rows = examples(renderer)
     whole, cut = trainer(), trainer()
-    a = whole.advance(Step((pack(rows),)))
-    b = cut.advance(Step((pack(rows[:1]), pack(rows[1:]))))
+    a = whole.advance((pack(rows),))
+    b = cut.advance((pack(rows[:1]), pack(rows[1:])))
     assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
     assert a.target_tokens == b.target_tokens
@@ -65,12 +65,12 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing(renderer: Renderer) 
 
 def test_replay_is_zero_at_the_start_and_holds_the_model_back(renderer: Renderer) -> None:
     rows = examples(renderer)
-    task, other = rows[:2], pack(rows[2:])
+    task, other = rows[:2], rows[2:]
 
     def drift(weight: float) -> float:
         settings = Settings(30, 5e-3, 2, 0.0, 1.0, weight)
         ours = trainer(settings)
-        records = list(fit(ours, [lambda: Step((pack(task),), other)] * 30))
+        records = list(fit(ours, [lambda: (pack(task, other),)] * 30))
         assert records[0].replay_loss == pytest.approx(0.0, abs=1e-5)
         return records[-1].replay_loss or 0.0
 
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_names_the_rows(
     broken = Example(rows[0].ids, tuple(w * float("inf") for w in rows[0].weights), "broken-row")
     broken = Example(broken.ids, tuple(0.0 if w != w else w for w in broken.weights), "broken-row")
     with pytest.raises(TrainingError, match="broken-row"):
-        ours.advance(Step((pack([broken]),)))
+        ours.advance((pack([broken]),))
     for parameter, old in zip(ours.parameters, before, strict=True):
         assert torch.equal(parameter, old)
 
@@ -96,7 +96,7 @@ def test_resumed_equals_uninterrupted_byte_for_byte(
 ) -> None:
     rows = examples(renderer)
     chosen = order(len(rows), 2, 12, seed=0)
-    steps = [lambda c=c: Step((pack([rows[i] for i in c]),)) for c in chosen]
+    steps = [lambda c=c: (pack([rows[i] for i in c]),) for c in chosen]
 
     def with_model(ours: Trainer) -> Loaded:
         return Loaded(loaded.source, ours.model, loaded.tokenizer, loaded.renderer)
@@ -125,7 +125,7 @@ def test_one_flipped_byte_is_found_and_named(loaded: Loaded, tmp_path: Path, nam
     ours = trainer()
     folder = tmp_path / "step"
     with_model = Loaded(loaded.source, ours.model, loaded.tokenizer, loaded.renderer)
-    ours.advance(Step((pack(examples(loaded.renderer)),)))
+    ours.advance((pack(examples(loaded.renderer)),))
     checkpoint.save(folder, ours, with_model, IDENTITY, {})
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1

@@ -20,7 +20,7 @@ from timechat.model.adapt import ADAPTER_WEIGHTS, adapters, save_adapter
 from timechat.model.load import Loaded
 from timechat.records import CheckpointInfo
 from timechat.store import build_folder, read_json, sha256, write_json
-from timechat.train.loop import Trainer
+from timechat.training.loop import Trainer
 
 MANIFEST = "manifest.json"
 STATE = "state/optimizer.safetensors"

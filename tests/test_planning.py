@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from timechat.plan import Machine, Rows, Shape, make_plan
+from timechat.planning import Machine, Rows, Shape, make_plan
 from timechat.recipe import parse_recipe
 
 ROWS = Rows(400, 26_000, 20_000, 8_000, 120, 40, 136, 20)

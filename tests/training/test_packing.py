@@ -30,7 +30,7 @@ def alone(model, rows: list[Example]) -> torch.Tensor:
 
 
 def packed_nats(model, rows: list[Example], share: bool) -> torch.Tensor:
-    batch = pack(rows, share)
+    batch = pack(rows, share_prefix=share)
     hidden = hidden_states(model, batch.ids, batch.layout, batch.target_index)
     return nats(hidden, head_weight(model), batch.targets, batch.weights)
 
@@ -53,6 +53,24 @@ def test_packed_loss_and_gradients_equal_each_row_alone(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     for a, b in zip(torch.autograd.grad(found, parameters), grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_held_rows_beside_a_shared_prefix_equal_the_same_rows_alone(renderer: Renderer) -> None:
+    rows = examples(renderer, "You answer for the help desk of Fenn and Daughters.")
+    held = examples(renderer)
+    model = build_model()
+    batch = pack(rows, held)
+    own = batch.num_target_tokens
+    assert batch.num_held == sum(row.num_targets for row in held)
+    assert own == sum(row.num_targets for row in rows)
+    with torch.no_grad():
+        hidden = hidden_states(model, batch.ids, batch.layout, batch.target_index)
+        for part, expected in (
+            (slice(own), alone(model, rows)),
+            (slice(own, None), alone(model, held)),
+        ):
+            found = nats(hidden[part], head_weight(model), batch.targets[part], batch.weights[part])
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_no_token_attends_to_another_conversation(renderer: Renderer) -> None:
