@@ -156,10 +156,12 @@ def _apply_override(raw: dict[str, Any], text: str) -> None:
 
 
 def _scalar(text: str) -> Any:
-    """YAML's reading of `text`, where `1e-3` is a number too (YAML 1.1 calls it a string)."""
+    """YAML's reading of `text`; a sentence that YAML would read as a mapping stays a sentence."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
+        return text
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
         return text
     return value
 

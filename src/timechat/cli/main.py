@@ -82,12 +82,17 @@ def prepare(
     timechat prepare chats.jsonl --out prepared
     timechat prepare reviews.csv --out prepared --column user=ReviewText --column assistant=Label
     """
-    from timechat.cli.display import console
-    from timechat.recipe import Data
+    from timechat.cli.display import Display, console
+    from timechat.recipe import parse_recipe
     from timechat.stages.prepare import prepare as run
 
-    data = Data(train=tuple(map(str, inputs)), columns=_columns(columns), system=system, seed=seed)
-    prepared = run(data, out, console.print)
+    data = {
+        "train": [str(path) for path in inputs],
+        "columns": _columns(columns),
+        "system": system,
+        "seed": seed,
+    }
+    prepared = run(parse_recipe({"data": data}).data, out, Display().say)
     card = prepared.card
     splits = ", ".join(f"{count} {name}" for name, count in card.splits.items())
     console.print(f"{card.rows_in} rows in = {splits}, {card.rows_dropped} dropped", markup=False)
