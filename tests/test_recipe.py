@@ -80,3 +80,21 @@ def test_a_missing_recipe_and_bad_overrides_are_refused(tmp_path: Path) -> None:
 def test_a_recipe_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe().base = "other"  # type: ignore[misc]
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_ready_recipe_parses_and_names_files_that_exist(path: Path) -> None:
+    recipe = load_recipe(path)
+    files = (*recipe.data.train, *recipe.data.validation, *recipe.data.test)
+    assert files
+    assert all(Path(name).is_file() for name in files)
+
+
+def test_the_recipe_with_every_option_has_them_all_at_their_defaults() -> None:
+    path = next(path for path in RECIPES if path.stem == "every-option")
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    raw["data"]["train"] = []
+    assert raw == Recipe().model_dump(mode="json")

@@ -15,8 +15,8 @@ from timechat.records import Derived, Plan
 
 # Share of the matrix rate that a whole training step reaches (bench/RESULTS.md).
 STEP_EFFICIENCY = 0.45
-# Forward passes without gradients, and token-by-token decoding, beside a training step's token.
-EVALUATION_SPEEDUP = 2.5
+# Rows that training sees where epochs are `auto`: past it, answers to new questions gain little.
+ROWS_SEEN = 1800
 GIB = 2**30
 
 
@@ -93,9 +93,11 @@ def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows) -> None:
     numbers["batch_rows"] = _given(
         train.batch_rows, batch, "16 rows a step, 8 below 128 rows: LoRA learns best in small steps"
     )
-    epochs = min(10.0, max(1.0, round(3600 / max(1, rows.num_train), 1)))
+    epochs = min(10.0, max(1.0, round(ROWS_SEEN / max(1, rows.num_train), 1)))
     numbers["epochs"] = _given(
-        train.epochs, epochs, "3,600 rows seen, between 1 and 10 times each (LAB.md, the mixture)"
+        train.epochs,
+        epochs,
+        f"{ROWS_SEEN:,} rows seen, each between 1 and 10 times (LAB.md, the mixture)",
     )
     steps = math.ceil(rows.num_train * numbers["epochs"].value / numbers["batch_rows"].value)
     numbers["steps"] = Derived(max(1, steps), "rows × epochs / rows a step, rounded up")

@@ -62,10 +62,13 @@ class Train(Section):
         default="auto", description="conversations in one optimizer step"
     )
     replay: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.25, description="share of a step's tokens that hold the model to what it was"
+        default=0.12, description="share of a step's tokens that hold the model to what it was"
     )
     replay_weight: Annotated[float, Field(ge=0, le=100)] = Field(
         default=1.0, description="weight of the divergence from the base model on those tokens"
+    )
+    average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.3, description="share of the steps that the served weights are averaged over"
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(

@@ -176,7 +176,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(place: Path, finished: R
     assert not (out / "report.json").exists()
     again = timechat.resume(out)
     last = sorted(p.name for p in (finished.folder / "checkpoints").iterdir())[-1]
-    for name in ("adapter_model.safetensors", "state/optimizer.safetensors"):
+    for name in ("adapter_model.safetensors", "state/weights.safetensors"):
         whole = finished.folder / "checkpoints" / last / name
         assert sha256(whole) == sha256(out / "checkpoints" / last / name)
     assert again.report.task == finished.report.task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,30 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[4] == max(rates) == SETTINGS.learning_rate
     assert rates[0] == SETTINGS.learning_rate / 5
     assert rates[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_average_follows_the_weights_and_leaves_them_alone(renderer: Renderer) -> None:
+    rows = examples(renderer)
+    ours = trainer(replace(SETTINGS, average_steps=5.0))
+    expected = [p.detach().clone() for p in ours.parameters]
+    for number in range(1, 13):
+        ours.advance((pack(rows),))
+        decay = min(1 - 1 / 5.0, number / (number + 9))
+        expected = [
+            decay * a + (1 - decay) * p.detach()
+            for a, p in zip(expected, ours.parameters, strict=True)
+        ]
+    for found, wanted in zip(ours.average, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+    before = [p.detach().clone() for p in ours.parameters]
+    with ours.averaged():
+        assert all(torch.equal(*pair) for pair in zip(ours.parameters, ours.average, strict=True))
+        assert not all(torch.equal(*pair) for pair in zip(ours.parameters, before, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(ours.parameters, before, strict=True))
+
+
+def test_without_averaging_what_is_served_is_the_last_step(renderer: Renderer) -> None:
+    ours = trainer(replace(SETTINGS, average_steps=0.0))
+    for _ in range(3):
+        ours.advance((pack(examples(renderer)),))
+    assert all(torch.equal(*pair) for pair in zip(ours.parameters, ours.average, strict=True))

@@ -34,13 +34,19 @@ OPEN_SAMPLES = 12
 COSTS = {
     "base": "Base model",
     "method": "Method",
+    "trained_parameters": "Trained weights",
+    "strength": "Adapter strength",
+    "best": "Checkpoint",
     "steps": "Steps",
     "epochs": "Epochs",
-    "seconds": "Time",
+    "batch_rows": "Rows a step",
+    "learning_rate": "Learning rate",
+    "train_seconds": "Training time",
+    "predicted_train_seconds": "As predicted",
+    "tokens": "Tokens trained",
     "tokens_per_second": "Tokens a second",
     "peak_bytes": "Peak memory",
-    "learning_rate": "Learning rate",
-    "strength": "Adapter strength",
+    "questions_sha256": "Questions (SHA-256)",
 }
 FOOTNOTES = (
     "Both models answered the same questions, and each question is compared with itself. The "
@@ -99,7 +105,7 @@ def _write_cost(name: str, value: str | float) -> str:
         return "yes" if value else "no"
     if isinstance(value, str):
         return value
-    if name == "seconds" or name.endswith("_s"):
+    if name.endswith(("seconds", "_s")):
         return write_duration(value)
     if name.endswith("_bytes"):
         return write_bytes(value)

@@ -15,12 +15,12 @@ from torch import Tensor
 from timechat.conversation import Conversation
 from timechat.data.pack import Example, encode, pack
 from timechat.evals.run import likelihoods
-from timechat.model.adapt import merged
+from timechat.model.adapt import ADAPTER_WEIGHTS, merged
 from timechat.model.load import Loaded
 from timechat.model.render import Renderer
 from timechat.records import Check, DataCard, Measure
 from timechat.store import sha256
-from timechat.training.checkpoint import Identity, restore, save
+from timechat.training.checkpoint import LEARNING, STATE, Identity, restore, save
 from timechat.training.loop import Trainer
 
 SAMPLE = 500
@@ -96,18 +96,18 @@ def check_resume(
         for step in steps:
             trainer.advance(step)
         save(folder / "whole", trainer, loaded, identity, {})
-        _reset(trainer, begin)
+        trainer.rewind(begin)
         for step in steps[:half]:
             trainer.advance(step)
         save(folder / "half", trainer, loaded, identity, {})
-        _reset(trainer, [torch.zeros_like(p) for p in begin])
+        trainer.rewind([torch.zeros_like(p) for p in begin])
         restore(folder / "half", trainer, identity)
         for step in steps[half:]:
             trainer.advance(step)
         save(folder / "resumed", trainer, loaded, identity, {})
-        names = ("adapter_model.safetensors", "state/optimizer.safetensors")
+        names = (ADAPTER_WEIGHTS, LEARNING, STATE)
         equal = [sha256(folder / "whole" / n) == sha256(folder / "resumed" / n) for n in names]
-    _reset(trainer, begin)
+    trainer.rewind(begin)
     return Check(
         "resume",
         all(equal),
@@ -162,10 +162,3 @@ def _gradient(trainer: Trainer, cuts: list[list[Example]]) -> tuple[float, Tenso
     flat = torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
     trainer.optimizer.zero_grad(set_to_none=True)
     return loss, flat.clone()
-
-
-def _reset(trainer: Trainer, parameters: list[Tensor]) -> None:
-    for parameter, value in zip(trainer.parameters, parameters, strict=True):
-        parameter.data.copy_(value)
-    trainer.optimizer.state.clear()
-    trainer.step = 0

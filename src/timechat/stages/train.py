@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from timechat.conversation import Conversation
 from timechat.data.pack import Batch, Example, encode, order, pack
+from timechat.engine.torch import TorchEngine
 from timechat.errors import DataError, PlanError, RunError
 from timechat.evals.run import likelihoods
 from timechat.evals.suite import (
@@ -224,6 +224,7 @@ def _learn(room: _Room) -> tuple[list[Check], float]:
         weight_decay=recipe.train.weight_decay,
         clip=recipe.train.clip,
         replay_weight=recipe.train.replay_weight,
+        average_steps=recipe.train.average * plan["steps"],
     )
     trainer = Trainer(loaded.model, settings)
     identity = _identity(room)
@@ -359,10 +360,22 @@ def _replay_batches(room: _Room) -> list[list[Example]]:
 
 
 def _validate(room: _Room, trainer: Trainer, served: Loaded) -> Candidate:
-    """Validation loss and accuracy, and the watched questions answered."""
-    from timechat.engine.torch import TorchEngine
-
+    """Validation loss and accuracy, and the watched questions answered, both by the average."""
     trainer.model.eval()
+    with trainer.averaged():
+        line, samples, candidate = _ask(room, trainer.step, served)
+    trainer.model.train()
+    append_line(room.out / "metrics.jsonl", line)
+    for sample in samples:
+        append_line(room.out / "samples.jsonl", sample)
+    room.watcher.validated({**line, "samples": samples})
+    return candidate
+
+
+def _ask(
+    room: _Room, step: int, served: Loaded
+) -> tuple[dict[str, Any], list[dict[str, Any]], Candidate]:
+    """The line for the log, the watched answers, and the candidate, of the model as it is."""
     found = likelihoods(room.loaded.model, room.validation)
     tokens = sum(row.num_tokens for row in found)
     loss = sum(row.nats for row in found) / tokens
@@ -373,25 +386,20 @@ def _validate(room: _Room, trainer: Trainer, served: Loaded) -> Candidate:
     ids = engine.answers(watched, min(48, room.plan["max_new_tokens"]), served.renderer.stop_ids)
     samples = [
         {
-            "step": trainer.step,
+            "step": step,
             "question": question.question[-1].content,
             "answer": served.renderer.parse(answer),
             "reference": question.reference,
         }
         for question, answer in zip(questions, ids, strict=True)
     ]
-    trainer.model.train()
     line = {
-        "step": trainer.step,
+        "step": step,
         "validation_loss": round(loss, 6),
         "validation_accuracy": round(accuracy, 6),
     }
-    append_line(room.out / "metrics.jsonl", line)
-    for sample in samples:
-        append_line(room.out / "samples.jsonl", sample)
-    room.watcher.validated({**line, "samples": samples})
     error = math.sqrt(max(accuracy * (1 - accuracy), 1e-9) / tokens)
-    return Candidate(trainer.step, loss, accuracy, error)
+    return line, samples, Candidate(step, loss, accuracy, error)
 
 
 def _collapsed(candidates: list[Candidate], patience: int) -> bool:
@@ -408,6 +416,7 @@ def _restore_weights(
 ) -> None:
     if trainer.step != best.step:
         checkpoint.restore(checkpoint.step_folder(room.out, best.step), trainer, identity)
+    trainer.settle()
     trainer.model.eval()
 
 
@@ -451,6 +460,7 @@ def _cost(room: _Room, strength: float) -> dict[str, Any]:
     best = (room.out / "best").resolve().name
     return {
         "base": room.recipe.base,
+        "method": f"LoRA, rank {room.recipe.adapt.rank}, {room.recipe.adapt.targets} linear layers",
         "best": best,
         "strength": strength,
         "steps": len(steps),
@@ -462,9 +472,3 @@ def _cost(room: _Room, strength: float) -> dict[str, Any]:
         "predicted_train_seconds": room.plan["train_seconds"],
         "questions_sha256": room.task.digest,
     }
-
-
-def forget_run(out: Path) -> None:
-    """Delete a run's folder; only one that is a run."""
-    if (out / "recipe.yaml").is_file():
-        shutil.rmtree(out)

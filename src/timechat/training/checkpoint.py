@@ -1,7 +1,8 @@
 """Checkpoints: a folder that exists when its manifest does, and from which training goes on.
 
-The model stands at the top in PEFT's format, the optimizer and the loop's place below `state/`.
-safetensors and JSON only. What to keep and when to save is the stage's decision.
+The averaged model stands at the top in PEFT's format; below `state/` are the weights that learn,
+the optimizer and the loop's place. safetensors and JSON only. What to keep and when to save is the
+stage's decision.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from timechat.training.loop import Trainer
 
 MANIFEST = "manifest.json"
 STATE = "state/optimizer.safetensors"
+LEARNING = "state/weights.safetensors"
 LOOP = "state/loop.json"
 
 
@@ -52,8 +54,11 @@ def save(
     `notes` (JSON) is the stage's own memory: validations seen, the best so far.
     """
     with build_folder(folder) as beside:
-        _save_model(beside, loaded, identity)
+        with trainer.averaged():
+            _save_model(beside, loaded, identity)
         (beside / "state").mkdir()
+        learning = {str(i): p.detach().cpu() for i, p in enumerate(trainer.parameters)}
+        save_file(learning, beside / LEARNING)
         save_file(_optimizer_tensors(trainer), beside / STATE)
         write_json(beside / LOOP, {"step": trainer.step, "notes": dict(notes)})
         info = CheckpointInfo(
@@ -107,10 +112,17 @@ def restore(folder: Path, trainer: Trainer, identity: Identity) -> dict[str, Any
             raise CheckpointError(
                 f"{folder} was trained with another {name}; put it back, or start a new run"
             )
-    tensors = load_file(folder / ADAPTER_WEIGHTS)
-    for name, layer in adapters(trainer.model).items():
-        layer.lora_a.data.copy_(tensors[f"base_model.model.{name}.lora_A.weight"])
-        layer.lora_b.data.copy_(tensors[f"base_model.model.{name}.lora_B.weight"])
+    learning = load_file(folder / LEARNING)
+    served = load_file(folder / ADAPTER_WEIGHTS)
+    averages = (
+        served[f"base_model.model.{name}.{part}.weight"]
+        for name in adapters(trainer.model)
+        for part in ("lora_A", "lora_B")
+    )
+    with torch.no_grad():
+        for i, (parameter, average) in enumerate(zip(trainer.parameters, averages, strict=True)):
+            trainer.average[i].copy_(average)
+            parameter.copy_(learning[str(i)])
     _restore_optimizer(trainer, load_file(folder / STATE))
     loop = read_json(folder / LOOP)
     trainer.step = int(loop["step"])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +33,17 @@ class Settings:
     weight_decay: float
     clip: float
     replay_weight: float
+    # How many steps the served weights are averaged over; 0 serves the last step's.
+    average_steps: float = 0.0
 
 
 class Trainer:
-    """The state that a step changes: parameters, optimizer, the number of steps done."""
+    """The state that a step changes: parameters, their average, optimizer, number of steps done.
+
+    The model holds the parameters that learn. What is validated, saved and served is their
+    exponential average (Polyak and Juditsky 1992), which `averaged` puts into the model for a
+    while and `settle` for good.
+    """
 
     def __init__(self, model: PreTrainedModel, settings: Settings) -> None:
         self.model = model
@@ -49,6 +57,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        self.average = [p.detach().clone() for p in self.parameters]
         self._weight = head_weight(model)
         self._teachers: dict[str, Tensor] = {}
 
@@ -70,6 +79,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._follow()
         return StepRecord(
             step=self.step,
             loss=loss,
@@ -101,6 +111,37 @@ class Trainer:
                 part = part + self.settings.replay_weight * pull
             part.backward()
         return loss, held if num_held else None
+
+    def rewind(self, parameters: Sequence[Tensor]) -> None:
+        """Start anew from `parameters`, as if no step had been done."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, list(parameters))
+            torch._foreach_copy_(self.average, list(parameters))
+        self.optimizer.state.clear()
+        self.step = 0
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """The model with the averaged weights, while the block runs."""
+        learning = [p.detach().clone() for p in self.parameters]
+        self.settle()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, learning)
+
+    def settle(self) -> None:
+        """Leave the averaged weights in the model: training is over."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+
+    def _follow(self) -> None:
+        """Move the average; the first steps count less, or the untrained start would linger."""
+        horizon = self.settings.average_steps
+        decay = min(1 - 1 / horizon, self.step / (self.step + 9)) if horizon > 1 else 0.0
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Summed nats of the batch's targets, and the summed divergence of its held rows."""
