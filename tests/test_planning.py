@@ -7,7 +7,7 @@ from dataclasses import replace
 from timechat.planning import Machine, Rows, Shape, make_plan
 from timechat.recipe import parse_recipe
 
-ROWS = Rows(400, 26_000, 20_000, 8_000, 120, 40, 136, 20)
+ROWS = Rows(400, 26_000, 20_000, 8_000, 120, 40, 136, 20, 9.0)
 SHAPE = Shape(134_515_008, 4_884_480, 106_203_456, 30, 576, 1536, 49_152, 8192, 269_030_016)
 MACHINE = Machine("a laptop", 8 * 2**30, 100 * 2**30, 600e9)
 
@@ -49,3 +49,9 @@ def test_a_faster_machine_takes_less_time() -> None:
         fast["train_seconds"] * 2 == plan()["train_seconds"]
         or abs(fast["train_seconds"] * 2 - plan()["train_seconds"]) <= 2
     )
+
+
+def test_words_are_left_out_of_short_questions_only() -> None:
+    assert plan()["word_dropout"] > 0
+    assert plan(rows=replace(ROWS, question_words=120.0))["word_dropout"] == 0
+    assert plan(word_dropout=0.5)["word_dropout"] == 0.5

@@ -17,12 +17,17 @@ from timechat.records import Derived, Plan
 STEP_EFFICIENCY = 0.45
 # Rows that training sees where epochs are `auto`: past it, answers to new questions gain little.
 ROWS_SEEN = 1800
+# User turns up to this many words are questions; longer ones are texts, whose every word may count.
+SHORT_QUESTION = 32
 GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What the plan knows of the rows: their number, real tokens, target tokens, the longest."""
+    """What the plan knows of the rows: their number, real tokens, target tokens, the longest.
+
+    `question_words` is the mean length of a user turn.
+    """
 
     num_train: int
     tokens: int
@@ -32,6 +37,7 @@ class Rows:
     num_validation: int
     num_test: int
     reference_tokens: int
+    question_words: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,14 @@ def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows) -> None:
         max(1, round(train.warmup * max(1, steps))), f"{train.warmup:.0%} of the steps"
     )
     numbers["learning_rate"] = _given(
-        train.learning_rate, 1e-3, "LoRA on all linear layers, measured in LAB.md"
+        train.learning_rate, 2e-3, "LoRA that is averaged and held by replay (LAB.md)"
+    )
+    short = rows.question_words <= SHORT_QUESTION
+    numbers["word_dropout"] = _given(
+        train.word_dropout,
+        0.2 if short else 0.0,
+        f"0.2 where a user turn has at most {SHORT_QUESTION} words on average (here "
+        f"{rows.question_words:.0f}), else 0: answers should not hang on one word (LAB.md)",
     )
     alpha = 2.0 * recipe.adapt.rank
     numbers["alpha"] = _given(recipe.adapt.alpha, alpha, "2 × rank, so that rank is only capacity")
@@ -149,11 +162,13 @@ def _bytes(numbers: dict[str, Derived], rows: Rows, shape: Shape) -> None:
 def _seconds(
     numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape, machine: Machine
 ) -> None:
-    per_token = 4 * shape.trunk + 6 * shape.trained
-    epochs = numbers["epochs"].value
-    flops = epochs * rows.computed_tokens * per_token
-    flops += epochs * rows.target_tokens * 4 * shape.vocabulary * shape.hidden
-    flops *= 1 + recipe.train.replay
+    share = recipe.train.replay
+    held = share / (1 - min(share, 0.9)) * rows.tokens
+    # Forwards and backwards through frozen weights, and the gradients of the trained ones.
+    trunk = (rows.computed_tokens + held) * (4 * shape.trunk + 6 * shape.trained)
+    # Logits where there is a target, and the base's beside them on held rows.
+    head = (4 * rows.target_tokens + 6 * held) * shape.vocabulary * shape.hidden
+    flops = numbers["epochs"].value * (trunk + head)
     seconds = flops / (machine.matrix_flops * STEP_EFFICIENCY)
     numbers["train_seconds"] = Derived(
         round(seconds), f"operations / ({STEP_EFFICIENCY:.0%} of the measured matrix rate)"

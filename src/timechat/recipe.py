@@ -67,6 +67,10 @@ class Train(Section):
     replay_weight: Annotated[float, Field(ge=0, le=100)] = Field(
         default=1.0, description="weight of the divergence from the base model on those tokens"
     )
+    word_dropout: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+        default="auto",
+        description="share of a question's words left out at random, anew at each sight of the row",
+    )
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.3, description="share of the steps that the served weights are averaged over"
     )

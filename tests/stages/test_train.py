@@ -213,7 +213,7 @@ def test_a_plan_trains_nothing_and_leaves_nothing(
 def test_a_run_that_does_not_fit_is_refused_with_the_number(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import timechat.stages.train as stage
+    import timechat.stages.room as stage
 
     real = stage.plan_run
 
@@ -223,8 +223,7 @@ def test_a_run_that_does_not_fit_is_refused_with_the_number(
     monkeypatch.setattr(stage, "plan_run", small)
     with pytest.raises(PlanError, match=r"9\.9 GiB"):
         train(make_recipe(place), place / "unfit")
-    assert not (place / "unfit" / "checkpoints").exists()
-    assert not (place / "unfit" / "report.json").exists()
+    assert not (place / "unfit").exists()
 
 
 def test_compare_asks_the_same_again(finished: Run, place: Path) -> None:

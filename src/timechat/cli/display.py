@@ -23,7 +23,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SHOWN = (
     "parameters", "trained_parameters", "rows", "row_tokens", "epochs", "steps", "batch_rows",
-    "learning_rate", "alpha", "max_length", "memory_bytes", "train_seconds",
+    "learning_rate", "word_dropout", "alpha", "max_length", "memory_bytes", "train_seconds",
 )  # fmt: skip
 
 

@@ -21,17 +21,19 @@ from timechat.records import Plan
 def plan_run(
     recipe: Recipe,
     loaded: Loaded,
+    rows: Sequence[Conversation],
     train: Sequence[Example],
     held_out: tuple[Sequence[Conversation], Sequence[Conversation]],
     out: Path,
 ) -> Plan:
-    """The plan for training `loaded` on the encoded rows, on this machine."""
-    rows = measure_rows(loaded, train, *held_out)
-    return make_plan(recipe, rows, measure_shape(loaded, recipe), measure_machine(loaded, out))
+    """The plan for training `loaded` on `rows`, encoded as `train`, on this machine."""
+    found = measure_rows(loaded, rows, train, *held_out)
+    return make_plan(recipe, found, measure_shape(loaded, recipe), measure_machine(loaded, out))
 
 
 def measure_rows(
     loaded: Loaded,
+    rows: Sequence[Conversation],
     train: Sequence[Example],
     validation: Sequence[Conversation],
     test: Sequence[Conversation],
@@ -42,6 +44,7 @@ def measure_rows(
     references = sorted(
         len(loaded.tokenizer(row.reference)["input_ids"]) for row in [*validation, *test][:500]
     )
+    turns = [m.content for row in rows for m in row.messages if m.role == "user"]
     usual = references[int(0.95 * (len(references) - 1))] if references else 32
     return Rows(
         num_train=len(train),
@@ -52,6 +55,7 @@ def measure_rows(
         num_validation=len(validation),
         num_test=len(test),
         reference_tokens=usual,
+        question_words=sum(len(turn.split()) for turn in turns) / max(1, len(turns)),
     )
 
 

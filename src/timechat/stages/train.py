@@ -1,38 +1,26 @@
 """`train`: prepare if needed, ask before, plan, learn, choose, ask after, prove.
 
-This is where the floors meet: the loop is `train.loop`'s, the questions `evals`', the files
+This is where the floors meet: the loop is `training.loop`'s, the questions `evals`', the files
 `store`'s; the order of things and the choice of a checkpoint are decided here.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from timechat.conversation import Conversation
-from timechat.data.pack import Batch, Example, encode, order, pack
-from timechat.engine.torch import TorchEngine
-from timechat.errors import DataError, PlanError, RunError
-from timechat.evals.run import likelihoods
-from timechat.evals.suite import (
-    General,
-    Task,
-    answer_examples,
-    general_suite,
-    prose_examples,
-    task_suite,
-)
+from timechat.errors import RunError, UserError
 from timechat.model.adapt import attach, set_strength
-from timechat.model.load import Loaded, digest_folder, load, load_tokenizer, resolve
+from timechat.model.load import Loaded, digest_folder, load_tokenizer
 from timechat.model.machine import peak_memory
 from timechat.model.render import Renderer
 from timechat.recipe import Recipe, dump_recipe, load_recipe
-from timechat.records import Check, Plan, Report, Touched
+from timechat.records import Check, Plan, Report
 from timechat.stages import snapshot
+from timechat.stages.batches import plan_steps
 from timechat.stages.checks import (
     check_export,
     check_gradient,
@@ -40,17 +28,14 @@ from timechat.stages.checks import (
     check_rows,
     check_template,
 )
-from timechat.stages.compare import build_report, say_power
-from timechat.stages.environment import environment
-from timechat.stages.plan import plan_run
-from timechat.stages.prepare import Prepared, load_prepared, prepare
+from timechat.stages.compare import build_report
+from timechat.stages.room import Room, enter
 from timechat.stages.select import Candidate, choose_checkpoint, choose_strength
+from timechat.stages.validate import has_collapsed, validate
 from timechat.stages.watch import Watcher
 from timechat.store import append_line, read_json, read_lines, write_json, write_lines, write_text
 from timechat.training import checkpoint
 from timechat.training.loop import Settings, Trainer, fit
-
-WATCHED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +46,21 @@ class Run:
     report: Report
 
 
-@dataclass(slots=True)
-class _Room:
-    """All that the parts of one run share."""
-
-    recipe: Recipe
-    out: Path
-    watcher: Watcher
-    prepared: Prepared
-    loaded: Loaded
-    train: list[Example]
-    validation: list[Example]
-    too_long: list[Touched]
-    task: Task
-    general: General
-    plan: Plan
-
-
 def train(recipe: Recipe, out: Path, watcher: Watcher | None = None) -> Run:
     """Run the whole recipe, leaving everything in `out`; a run that exists there is continued.
 
     Raises UserError for whatever the user can mend, before anything is trained.
     """
     watcher = watcher or Watcher()
-    _claim(recipe, out)
-    room = _enter(recipe, out, watcher)
+    is_new = _claim(recipe, out)
+    try:
+        room = enter(recipe, out, watcher)
+    except UserError:
+        if is_new:
+            shutil.rmtree(
+                out
+            )  # nothing that looks like a run is left of a recipe that cannot be one
+        raise
     before = _before(room)
     checks, strength = _learn(room)
     after = snapshot.take(
@@ -117,11 +92,11 @@ def preview(recipe: Recipe, watcher: Watcher | None = None) -> Plan:
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        return _enter(recipe, Path(scratch) / "run", watcher or Watcher()).plan
+        return enter(recipe, Path(scratch) / "run", watcher or Watcher()).plan
 
 
-def _claim(recipe: Recipe, out: Path) -> None:
-    """Make `out` this recipe's run, or see that it already is."""
+def _claim(recipe: Recipe, out: Path) -> bool:
+    """Make `out` this recipe's run, or see that it already is; returns whether it is new."""
     text = dump_recipe(recipe)
     theirs = out / "recipe.yaml"
     if theirs.is_file():
@@ -130,71 +105,15 @@ def _claim(recipe: Recipe, out: Path) -> None:
                 f"{out} holds a run of another recipe: name another folder with --out, or continue "
                 f"that one with `timechat resume {out}`"
             )
-        return
+        return False
     if out.exists() and any(out.iterdir()):
         raise RunError(f"{out} is not empty and holds no run: name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(theirs, text)
+    return True
 
 
-def _enter(recipe: Recipe, out: Path, watcher: Watcher) -> _Room:
-    """Everything that is needed before the first step: rows, model, questions, plan."""
-    prepared = _prepared(recipe, out, watcher)
-    watcher.say(f"loading {recipe.base}")
-    loaded = load(resolve(recipe.base, watcher.say))
-    examples = [encode(row, loaded.renderer) for row in prepared.train]
-    plan = plan_run(recipe, loaded, examples, (prepared.validation, prepared.test), out)
-    write_json(out / "plan.json", plan)
-    watcher.planned(plan)
-    if not plan.fits:
-        raise PlanError(plan.refusal)
-    kept, too_long = _fitting(prepared.train, examples, plan["max_length"])
-    validation = [encode(row, loaded.renderer) for row in prepared.validation]
-    task = task_suite(prepared.test, loaded.renderer, recipe.evaluate.max_questions)
-    general = general_suite(loaded.renderer)
-    write_json(out / "environment.json", environment(loaded))
-    say_power(task, watcher)
-    return _Room(
-        recipe, out, watcher, prepared, loaded, kept, validation, too_long, task, general, plan
-    )
-
-
-def _prepared(recipe: Recipe, out: Path, watcher: Watcher) -> Prepared:
-    if recipe.data.prepared:
-        found = load_prepared(Path(recipe.data.prepared))
-        write_json(
-            out / "data" / "prepared.json", {"path": str(found.folder), "digest": found.card.digest}
-        )
-        return found
-    if (out / "data" / "card.json").is_file():
-        return load_prepared(out / "data")
-    if not recipe.data.train:
-        raise DataError(
-            "the recipe names no data: give data.train a file, or data.prepared a folder"
-        )
-    return prepare(recipe.data, out / "data", watcher.say)
-
-
-def _fitting(
-    rows: tuple[Conversation, ...], examples: list[Example], longest: int
-) -> tuple[list[Example], list[Touched]]:
-    """The rows that fit, and a ledger line for each that does not."""
-    kept: list[Example] = []
-    dropped: list[Touched] = []
-    for row, example in zip(rows, examples, strict=True):
-        if len(example.ids) > longest:
-            detail = f"{len(example.ids)} tokens, train.max_length is {longest}"
-            dropped.append(Touched(row.source, row.line, "dropped", "too_long", detail))
-        elif example.num_targets == 0:
-            dropped.append(Touched(row.source, row.line, "dropped", "no_target", "weight 0"))
-        else:
-            kept.append(example)
-    if not kept:
-        raise DataError("no training row fits: raise train.max_length")
-    return kept, dropped
-
-
-def _before(room: _Room) -> snapshot.Snapshot:
+def _before(room: Room) -> snapshot.Snapshot:
     folder = room.out / "evals" / "before"
     found = snapshot.read(folder, room.task)
     if found is None:
@@ -210,7 +129,7 @@ def _before(room: _Room) -> snapshot.Snapshot:
     return found
 
 
-def _learn(room: _Room) -> tuple[list[Check], float]:
+def _learn(room: Room) -> tuple[list[Check], float]:
     """Train, choose a checkpoint and a strength, and leave the model at both.
 
     Returns the checks that could be made on the way, and the strength.
@@ -238,7 +157,7 @@ def _learn(room: _Room) -> tuple[list[Check], float]:
     return checks, strength
 
 
-def _identity(room: _Room) -> checkpoint.Identity:
+def _identity(room: Room) -> checkpoint.Identity:
     source = room.loaded.source
     return checkpoint.Identity(
         base_path=str(source.folder),
@@ -259,7 +178,7 @@ def _recipe_print(recipe: Recipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _served(room: _Room) -> Loaded:
+def _served(room: Room) -> Loaded:
     """The model with the tokenizer that travels with the checkpoint: its system prompt inside."""
     tokenizer = load_tokenizer(room.loaded.source.folder)
     system = room.recipe.data.system or room.prepared.card.system
@@ -267,7 +186,7 @@ def _served(room: _Room) -> Loaded:
 
 
 def _checks_at_start(
-    room: _Room, trainer: Trainer, served: Loaded, identity: checkpoint.Identity
+    room: Room, trainer: Trainer, served: Loaded, identity: checkpoint.Identity
 ) -> list[Check]:
     kept = room.out / "checks.json"
     if kept.is_file():
@@ -278,8 +197,8 @@ def _checks_at_start(
     checks = [
         check_template(room.prepared.train, room.loaded.renderer, served.renderer),
         check_rows(card, len(room.train), held_out, dropped),
-        check_gradient(trainer, room.train),
-        check_resume(trainer, served, identity, room.train),
+        check_gradient(trainer, room.examples),
+        check_resume(trainer, served, identity, room.examples),
     ]
     write_lines(room.out / "too_long.jsonl", room.too_long)
     write_json(kept, checks)
@@ -287,7 +206,7 @@ def _checks_at_start(
 
 
 def _steps(
-    room: _Room, trainer: Trainer, served: Loaded, identity: checkpoint.Identity
+    room: Room, trainer: Trainer, served: Loaded, identity: checkpoint.Identity
 ) -> list[Candidate]:
     """The loop with its consumers: log, validate, save, stop early."""
     plan, out, watcher = room.plan, room.out, room.watcher
@@ -299,21 +218,21 @@ def _steps(
         _cut_log(out / "metrics.jsonl", trainer.step)
     candidates = [Candidate(**row) for row in notes["candidates"]]
     if not candidates:
-        candidates.append(_validate(room, trainer, served))
-    for record in fit(trainer, _plan_steps(room)):
+        candidates.append(validate(room, trainer, served))
+    for record in fit(trainer, plan_steps(room)):
         notes["elapsed_s"] += record.elapsed_s
         line = {**asdict(record), "elapsed_s": round(notes["elapsed_s"], 4)}
         append_line(out / "metrics.jsonl", {**line, "peak_bytes": peak_memory()})
         watcher.stepped(record, plan["steps"])
         last_step = trainer.step == plan["steps"]
         if last_step or trainer.step % plan["validate_every"] == 0:
-            candidates.append(_validate(room, trainer, served))
+            candidates.append(validate(room, trainer, served))
         if last_step or trainer.step % plan["checkpoint_every"] == 0:
             notes["candidates"] = [asdict(c) for c in candidates]
             notes["validation_loss"] = candidates[-1].loss
             folder = checkpoint.step_folder(out, trainer.step)
             checkpoint.save(folder, trainer, served, identity, notes)
-        if _collapsed(candidates, room.recipe.train.patience):
+        if has_collapsed(candidates, room.recipe.train.patience):
             watcher.say(
                 f"stopping at step {trainer.step}: validation has been clearly worse than its best "
                 f"for {room.recipe.train.patience} validations in a row"
@@ -322,97 +241,8 @@ def _steps(
     return [c for c in candidates if checkpoint.step_folder(out, c.step).is_dir()]
 
 
-def _plan_steps(room: _Room) -> list[Callable[[], tuple[Batch, ...]]]:
-    """What each step trains on, built when its turn comes."""
-    plan, train = room.plan, room.recipe.train
-    rows = order(len(room.train), plan["batch_rows"], plan["steps"], train.seed)
-    replay = _replay_batches(room)
-
-    def step(number: int) -> tuple[Batch, ...]:
-        held = replay[number % len(replay)] if replay else []
-        return (pack([room.train[i] for i in rows[number]], held),)
-
-    return [lambda number=number: step(number) for number in range(len(rows))]
-
-
-def _replay_batches(room: _Room) -> list[list[Example]]:
-    """The shipped general rows cut into batches of the recipe's share of a step."""
-    share = room.recipe.train.replay
-    if share == 0 or room.recipe.train.replay_weight == 0:
-        return []
-    renderer = room.loaded.renderer
-    answers = answer_examples(renderer, "replay")
-    prose = prose_examples(renderer, "replay")
-    size = max(64, round(room.plan["step_tokens"] * share / (1 - min(share, 0.9))))
-    # Every batch holds both kinds: one paragraph to every so many answers.
-    every = max(1, round(len(answers) / max(1, len(prose))))
-    mixed: list[Example] = []
-    for i, example in enumerate(answers):
-        mixed.append(example)
-        if i % every == every - 1 and prose:
-            mixed.append(prose.pop())
-    batches: list[list[Example]] = [[]]
-    for example in mixed:
-        if sum(len(e.ids) for e in batches[-1]) >= size:
-            batches.append([])
-        batches[-1].append(example)
-    return batches
-
-
-def _validate(room: _Room, trainer: Trainer, served: Loaded) -> Candidate:
-    """Validation loss and accuracy, and the watched questions answered, both by the average."""
-    trainer.model.eval()
-    with trainer.averaged():
-        line, samples, candidate = _ask(room, trainer.step, served)
-    trainer.model.train()
-    append_line(room.out / "metrics.jsonl", line)
-    for sample in samples:
-        append_line(room.out / "samples.jsonl", sample)
-    room.watcher.validated({**line, "samples": samples})
-    return candidate
-
-
-def _ask(
-    room: _Room, step: int, served: Loaded
-) -> tuple[dict[str, Any], list[dict[str, Any]], Candidate]:
-    """The line for the log, the watched answers, and the candidate, of the model as it is."""
-    found = likelihoods(room.loaded.model, room.validation)
-    tokens = sum(row.num_tokens for row in found)
-    loss = sum(row.nats for row in found) / tokens
-    accuracy = sum(row.hits for row in found) / tokens
-    watched = room.task.prompts[:: max(1, len(room.task.prompts) // WATCHED)][:WATCHED]
-    questions = room.task.questions[:: max(1, len(room.task.questions) // WATCHED)][:WATCHED]
-    engine = TorchEngine(room.loaded.model)
-    ids = engine.answers(watched, min(48, room.plan["max_new_tokens"]), served.renderer.stop_ids)
-    samples = [
-        {
-            "step": step,
-            "question": question.question[-1].content,
-            "answer": served.renderer.parse(answer),
-            "reference": question.reference,
-        }
-        for question, answer in zip(questions, ids, strict=True)
-    ]
-    line = {
-        "step": step,
-        "validation_loss": round(loss, 6),
-        "validation_accuracy": round(accuracy, 6),
-    }
-    error = math.sqrt(max(accuracy * (1 - accuracy), 1e-9) / tokens)
-    return line, samples, Candidate(step, loss, accuracy, error)
-
-
-def _collapsed(candidates: list[Candidate], patience: int) -> bool:
-    """Whether accuracy has been clearly below its best for `patience` validations in a row."""
-    best = max(candidates, key=lambda c: c.accuracy)
-    recent = candidates[-patience:]
-    return len(recent) == patience and all(
-        c.step > best.step and c.accuracy < best.accuracy - 3 * best.error for c in recent
-    )
-
-
 def _restore_weights(
-    room: _Room, trainer: Trainer, identity: checkpoint.Identity, best: Candidate
+    room: Room, trainer: Trainer, identity: checkpoint.Identity, best: Candidate
 ) -> None:
     if trainer.step != best.step:
         checkpoint.restore(checkpoint.step_folder(room.out, best.step), trainer, identity)
@@ -420,7 +250,7 @@ def _restore_weights(
     trainer.model.eval()
 
 
-def _strength(room: _Room, trainer: Trainer) -> float:
+def _strength(room: Room, trainer: Trainer) -> float:
     wanted = room.recipe.adapt.strength
     strength = (
         choose_strength(room.loaded, room.plan["alpha"], room.validation, room.watcher)
@@ -432,7 +262,7 @@ def _strength(room: _Room, trainer: Trainer) -> float:
 
 
 def _point_best(
-    room: _Room, served: Loaded, identity: checkpoint.Identity, best: Candidate, strength: float
+    room: Room, served: Loaded, identity: checkpoint.Identity, best: Candidate, strength: float
 ) -> None:
     """`best` names the chosen checkpoint, at the chosen strength."""
     folder = checkpoint.step_folder(room.out, best.step)
@@ -452,7 +282,7 @@ def _cut_log(path: Path, step: int) -> None:
         write_lines(path, [row for row in read_lines(path) if row["step"] <= step])
 
 
-def _cost(room: _Room, strength: float) -> dict[str, Any]:
+def _cost(room: Room, strength: float) -> dict[str, Any]:
     steps = [row for row in read_lines(room.out / "metrics.jsonl") if "loss" in row]
     seconds = steps[-1]["elapsed_s"] if steps else 0.0
     tokens = sum(row["tokens"] for row in steps)

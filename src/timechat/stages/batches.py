@@ -1,0 +1,57 @@
+"""What each step of a run trains on: its rows, and the general rows it is held to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from timechat.data.augment import drop_words
+from timechat.data.pack import Batch, Example, encode, order, pack
+from timechat.evals.suite import answer_examples, prose_examples
+from timechat.stages.room import Room
+
+
+def plan_steps(room: Room) -> list[Callable[[], tuple[Batch, ...]]]:
+    """What each step trains on, built when its turn comes."""
+    plan, seed = room.plan, room.recipe.train.seed
+    rows = order(len(room.train), plan["batch_rows"], plan["steps"], seed)
+    replay = _replay_batches(room)
+
+    def example(row: int, number: int) -> Example:
+        if not plan["word_dropout"]:
+            return room.examples[row]
+        # Drawn from the step's number, so that a resumed run leaves the same words out.
+        chance = random.Random(f"{seed}-{number}-{row}")
+        return encode(
+            drop_words(room.train[row], plan["word_dropout"], chance), room.loaded.renderer
+        )
+
+    def step(number: int) -> tuple[Batch, ...]:
+        held = replay[number % len(replay)] if replay else []
+        return (pack([example(row, number) for row in rows[number]], held),)
+
+    return [lambda number=number: step(number) for number in range(len(rows))]
+
+
+def _replay_batches(room: Room) -> list[list[Example]]:
+    """The shipped general rows cut into batches of the recipe's share of a step."""
+    share = room.recipe.train.replay
+    if share == 0 or room.recipe.train.replay_weight == 0:
+        return []
+    renderer = room.loaded.renderer
+    answers = answer_examples(renderer, "replay")
+    prose = prose_examples(renderer, "replay")
+    size = max(64, round(room.plan["step_tokens"] * share / (1 - min(share, 0.9))))
+    # Every batch holds both kinds: one paragraph to every so many answers.
+    every = max(1, round(len(answers) / max(1, len(prose))))
+    mixed: list[Example] = []
+    for i, example in enumerate(answers):
+        mixed.append(example)
+        if i % every == every - 1 and prose:
+            mixed.append(prose.pop())
+    batches: list[list[Example]] = [[]]
+    for example in mixed:
+        if sum(len(e.ids) for e in batches[-1]) >= size:
+            batches.append([])
+        batches[-1].append(example)
+    return batches

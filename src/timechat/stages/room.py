@@ -1,0 +1,113 @@
+"""The room of one run: everything that its parts share, made before the first step.
+
+Rows, model, questions and plan. Nothing is trained here; `stages.train` does that in this room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from timechat.conversation import Conversation
+from timechat.data.pack import Example, encode
+from timechat.errors import DataError, PlanError
+from timechat.evals.suite import General, Task, general_suite, task_suite
+from timechat.model.load import Loaded, load, resolve
+from timechat.recipe import Recipe
+from timechat.records import Plan, Touched
+from timechat.stages.compare import say_power
+from timechat.stages.environment import environment
+from timechat.stages.plan import plan_run
+from timechat.stages.prepare import Prepared, load_prepared, prepare
+from timechat.stages.watch import Watcher
+from timechat.store import write_json
+
+
+@dataclass(slots=True)
+class Room:
+    """All that the parts of one run share."""
+
+    recipe: Recipe
+    out: Path
+    watcher: Watcher
+    prepared: Prepared
+    loaded: Loaded
+    train: list[Conversation]
+    examples: list[Example]
+    validation: list[Example]
+    too_long: list[Touched]
+    task: Task
+    general: General
+    plan: Plan
+
+
+def enter(recipe: Recipe, out: Path, watcher: Watcher) -> Room:
+    """Everything that is needed before the first step: rows, model, questions, plan."""
+    prepared = _prepared(recipe, out, watcher)
+    watcher.say(f"loading {recipe.base}")
+    loaded = load(resolve(recipe.base, watcher.say))
+    examples = [encode(row, loaded.renderer) for row in prepared.train]
+    plan = plan_run(
+        recipe, loaded, prepared.train, examples, (prepared.validation, prepared.test), out
+    )
+    write_json(out / "plan.json", plan)
+    watcher.planned(plan)
+    if not plan.fits:
+        raise PlanError(plan.refusal)
+    kept, fitting, too_long = _fitting(prepared.train, examples, plan["max_length"])
+    validation = [encode(row, loaded.renderer) for row in prepared.validation]
+    task = task_suite(prepared.test, loaded.renderer, recipe.evaluate.max_questions)
+    general = general_suite(loaded.renderer)
+    write_json(out / "environment.json", environment(loaded))
+    say_power(task, watcher)
+    return Room(
+        recipe,
+        out,
+        watcher,
+        prepared,
+        loaded,
+        kept,
+        fitting,
+        validation,
+        too_long,
+        task,
+        general,
+        plan,
+    )
+
+
+def _prepared(recipe: Recipe, out: Path, watcher: Watcher) -> Prepared:
+    if recipe.data.prepared:
+        found = load_prepared(Path(recipe.data.prepared))
+        write_json(
+            out / "data" / "prepared.json", {"path": str(found.folder), "digest": found.card.digest}
+        )
+        return found
+    if (out / "data" / "card.json").is_file():
+        return load_prepared(out / "data")
+    if not recipe.data.train:
+        raise DataError(
+            "the recipe names no data: give data.train a file, or data.prepared a folder"
+        )
+    return prepare(recipe.data, out / "data", watcher.say)
+
+
+def _fitting(
+    rows: tuple[Conversation, ...], examples: list[Example], longest: int
+) -> tuple[list[Conversation], list[Example], list[Touched]]:
+    """The rows that fit, encoded, and a ledger line for each that does not."""
+    kept: list[Conversation] = []
+    fitting: list[Example] = []
+    dropped: list[Touched] = []
+    for row, example in zip(rows, examples, strict=True):
+        if len(example.ids) > longest:
+            detail = f"{len(example.ids)} tokens, train.max_length is {longest}"
+            dropped.append(Touched(row.source, row.line, "dropped", "too_long", detail))
+        elif example.num_targets == 0:
+            dropped.append(Touched(row.source, row.line, "dropped", "no_target", "weight 0"))
+        else:
+            kept.append(row)
+            fitting.append(example)
+    if not kept:
+        raise DataError("no training row fits: raise train.max_length")
+    return kept, fitting, dropped
