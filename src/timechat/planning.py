@@ -16,7 +16,7 @@ from timechat.records import Derived, Plan
 # Share of the matrix rate that a whole training step reaches (bench/RESULTS.md).
 STEP_EFFICIENCY = 0.45
 # Rows that training sees where epochs are `auto`: past it, answers to new questions gain little.
-ROWS_SEEN = 1800
+ROWS_SEEN = 1500
 # User turns up to this many words are questions; longer ones are texts, whose every word may count.
 SHORT_QUESTION = 32
 GIB = 2**30

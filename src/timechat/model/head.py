@@ -80,6 +80,11 @@ def log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, 
     return torch.cat(values), torch.cat(hits)
 
 
+def _log_sum(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """log Σ exp(logits) (n,) out of their softmax: the largest probability never underflows."""
+    return logits.amax(-1) - probabilities.amax(-1).log()
+
+
 class _HeadLoss(torch.autograd.Function):
     """Cross-entropy to token ids, or divergence to a teacher's distribution, chunk by chunk."""
 
@@ -97,24 +102,25 @@ class _HeadLoss(torch.autograd.Function):
         rows = chunk_rows(len(weight))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            scale = weights[part, None]
+            scale = weights[part]
             logits = F.linear(hidden[part], weight).float()
+            slope = logits.softmax(-1)
+            log_z = _log_sum(logits, slope)
             if targets is not None:
                 chosen = targets[part, None]
-                slope = logits.softmax(-1)
-                picked = logits.gather(1, chosen) - logits.logsumexp(-1, keepdim=True)
-                total -= (picked * scale).sum()
-                slope.mul_(scale).scatter_add_(1, chosen, -scale)
+                total += ((log_z - logits.gather(1, chosen)[:, 0]) * scale).sum()
+                slope.scatter_add_(1, chosen, -torch.ones_like(scale)[:, None])
             else:
                 assert teacher is not None
                 wanted = F.linear(teacher[part], weight).float()
-                slope, q = logits.softmax(-1), wanted.softmax(-1)
+                q = wanted.softmax(-1)
                 # KL = Σ q · (wanted − logits) − log Z(wanted) + log Z(logits)
-                gap = logits.logsumexp(-1) - wanted.logsumexp(-1)
+                gap = log_z - _log_sum(wanted, q)
                 gap += torch.linalg.vecdot(q, wanted.sub_(logits))
-                total += (gap * scale[:, 0]).sum()
-                slope.sub_(q).mul_(scale)
-            grad[part] = slope.to(hidden.dtype) @ weight
+                total += (gap * scale).sum()
+                slope.sub_(q)
+            # The weight of a row scales D numbers here, and would scale V above.
+            grad[part] = (slope.to(hidden.dtype) @ weight) * scale[:, None]
         ctx.save_for_backward(grad)
         return total
 
