@@ -12,7 +12,7 @@ import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +26,41 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
 # Names of linear layers that are attention's, over the families; every other one is MLP's.
 _ATTENTION_PARTS = ("attn", "attention", "q_proj", "k_proj", "v_proj", "query_key_value")
+
+
+class _Adapted(torch.autograd.Function):
+    """x Wᵀ + bias + scale · (x Aᵀ) Bᵀ with W frozen, and its gradients for x, A and B.
+
+    By hand, because the low-rank path is many small operations: the products are added in place,
+    and nothing is kept for the backward pass but x and x Aᵀ.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        flat = x.flatten(0, -2)
+        low_a, low_b = a.to(x.dtype), (b * scale).to(x.dtype)
+        inner = flat @ low_a.T
+        y = F.linear(flat, weight, bias)
+        y.addmm_(inner, low_b.T)
+        ctx.save_for_backward(flat, inner, weight, low_a, low_b)
+        ctx.scale = scale
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        flat, inner, weight, low_a, low_b = ctx.saved_tensors
+        grad = grads[0].flatten(0, -2)
+        grad_inner = grad @ low_b
+        grad_a = (grad_inner.T @ flat).float()
+        grad_b = (grad.T @ inner).float().mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ weight
+            grad_x.addmm_(grad_inner, low_a)
+            grad_x = grad_x.view(*grads[0].shape[:-1], -1)
+        return grad_x, None, None, grad_a, grad_b, None
 
 
 class LoraLinear(nn.Module):
@@ -47,12 +82,14 @@ class LoraLinear(nn.Module):
         return self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
         if not self.enabled:
-            return y
-        a, b = self.lora_a.to(x.dtype), (self.lora_b * self.scale).to(x.dtype)
-        flat = F.linear(x, a).flatten(0, -2)
-        return torch.addmm(y.flatten(0, -2), flat, b.T).view_as(y)
+            return self.base(x)
+        return cast(
+            Tensor,
+            _Adapted.apply(
+                x, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
+            ),
+        )
 
     def delta(self) -> Tensor:
         """The dense update (out, in) in fp32."""
