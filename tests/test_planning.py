@@ -55,3 +55,9 @@ def test_words_are_left_out_of_short_questions_only() -> None:
     assert plan()["word_dropout"] > 0
     assert plan(rows=replace(ROWS, question_words=120.0))["word_dropout"] == 0
     assert plan(word_dropout=0.5)["word_dropout"] == 0.5
+
+
+def test_a_wider_model_learns_at_a_smaller_rate() -> None:
+    llama = make_plan(parse_recipe({}), ROWS, replace(SHAPE, hidden=4096), MACHINE)
+    assert plan()["learning_rate"] == 2e-3
+    assert 2e-4 < llama["learning_rate"] < 4e-4

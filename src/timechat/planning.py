@@ -17,6 +17,9 @@ from timechat.records import Derived, Plan
 STEP_EFFICIENCY = 0.45
 # Rows that training sees where epochs are `auto`: past it, answers to new questions gain little.
 ROWS_SEEN = 1500
+# The learning rate found best at one width; wider models want it smaller in proportion (the rule
+# for hidden layers in Yang et al. 2022, arXiv:2203.03466, which agrees with the 2e-4 usual at 7B).
+BASE_RATE, BASE_HIDDEN = 2e-3, 576
 # User turns up to this many words are questions; longer ones are texts, whose every word may count.
 SHORT_QUESTION = 32
 GIB = 2**30
@@ -74,7 +77,7 @@ def make_plan(recipe: Recipe, rows: Rows, shape: Shape, machine: Machine) -> Pla
     )
     numbers["rows"] = Derived(rows.num_train, "training rows")
     numbers["row_tokens"] = Derived(rows.tokens, "real tokens of the training rows")
-    _learning(numbers, recipe, rows)
+    _learning(numbers, recipe, rows, shape)
     _lengths(numbers, recipe, rows, shape)
     _bytes(numbers, rows, shape)
     _seconds(numbers, recipe, rows, shape, machine)
@@ -93,7 +96,7 @@ def _given(value: Any, otherwise: Any, rule: str) -> Derived:
     return Derived(otherwise, rule) if value == "auto" else Derived(value, "as the recipe says")
 
 
-def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows) -> None:
+def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape) -> None:
     train = recipe.train
     batch = 16 if rows.num_train >= 128 else 8
     numbers["batch_rows"] = _given(
@@ -110,8 +113,11 @@ def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows) -> None:
     numbers["warmup_steps"] = Derived(
         max(1, round(train.warmup * max(1, steps))), f"{train.warmup:.0%} of the steps"
     )
+    rate = float(f"{BASE_RATE * min(1.0, BASE_HIDDEN / shape.hidden):.1e}")
     numbers["learning_rate"] = _given(
-        train.learning_rate, 2e-3, "LoRA that is averaged and held by replay (LAB.md)"
+        train.learning_rate,
+        rate,
+        f"{BASE_RATE:g} up to hidden size {BASE_HIDDEN} (LAB.md), beyond it as 1 / hidden size",
     )
     short = rows.question_words <= SHORT_QUESTION
     numbers["word_dropout"] = _given(

@@ -230,6 +230,7 @@ def test_compare_asks_the_same_again(finished: Run, place: Path) -> None:
     report = timechat.compare(finished.folder, out=place / "report-again")
     assert report.task.after == pytest.approx(finished.report.task.after)
     assert report.task.n == finished.report.task.n
+    assert [check.name for check in report.checks] == [c.name for c in finished.report.checks]
     assert (place / "report-again" / "report.html").is_file()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from timechat.conversation import Conversation
 from timechat.data.sources import read_questions
@@ -12,7 +14,7 @@ from timechat.errors import DataError, RecipeError
 from timechat.evals.suite import general_suite, task_suite
 from timechat.model.load import Loaded, load, load_tokenizer, resolve
 from timechat.model.render import Renderer
-from timechat.recipe import load_recipe
+from timechat.recipe import Evaluate, load_recipe
 from timechat.records import Check, Report
 from timechat.stages import snapshot
 from timechat.stages.compare import build_report, say_power
@@ -21,6 +23,16 @@ from timechat.stages.watch import Watcher
 from timechat.store import read_json
 
 MAX_NEW_TOKENS = 96
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The checks and costs of the run that is compared, where one run is."""
+
+    checks: list[Check] = field(default_factory=list[Check])
+    costs: dict[str, Any] = field(default_factory=dict[str, Any])
+    max_new_tokens: int = MAX_NEW_TOKENS
+    margin: float = Evaluate().retention_margin
 
 
 def versus(
@@ -37,16 +49,25 @@ def versus(
     if len(models) not in (1, 2):
         raise RecipeError("compare takes RUN, or two models A B")
     run = Path(models[0].partition("@")[0])
-    checks: list[Check] = []
+    again = _Known()
     names = list(models)
     if len(models) == 1:
-        if not (run / "recipe.yaml").is_file():
-            raise RecipeError(f"{models[0]} is no run: give a run, or two models A B")
+        again = _known(run)
         names = [load_recipe(run / "recipe.yaml").base, models[0]]
-        kept = run / "checks.json"
-        checks = [Check(**row) for row in read_json(kept)] if kept.is_file() else []
     rows = _questions(questions, run, system)
-    return _compare(names, rows, checks, _target(out, run if len(models) == 1 else None), watcher)
+    return _compare(names, rows, again, _target(out, run if len(models) == 1 else None), watcher)
+
+
+def _known(run: Path) -> _Known:
+    """What a run's own report already holds and asking again does not change."""
+    if not (run / "report.json").is_file():
+        raise RecipeError(f"{run} is no finished run: give a run, or two models A B")
+    report = read_json(run / "report.json")
+    checks = [Check(**row) for row in report["checks"] if row["name"] != "retention"]
+    plan = read_json(run / "plan.json")
+    longest = plan["numbers"]["max_new_tokens"]["value"]
+    margin = load_recipe(run / "recipe.yaml").evaluate.retention_margin
+    return _Known(checks, report["run"], longest, margin)
 
 
 def _questions(questions: Path | None, run: Path, system: str) -> list[Conversation]:
@@ -69,7 +90,7 @@ def _target(out: Path | None, run: Path | None) -> Path:
 def _compare(
     names: list[str],
     rows: list[Conversation],
-    checks: list[Check],
+    known: _Known,
     out: Path,
     watcher: Watcher,
 ) -> tuple[Report, Path]:
@@ -83,11 +104,10 @@ def _compare(
         watcher.say(f"loading {name}")
         loaded = load(source)
         _same_vocabulary(renderer, loaded)
-        shots.append(snapshot.take(loaded, task, general, MAX_NEW_TOKENS, watcher, label))
+        shots.append(snapshot.take(loaded, task, general, known.max_new_tokens, watcher, label))
         snapshot.write(shots[-1], task, out / "evals" / label)
-    report = build_report(
-        out, task, shots[0], shots[1], 0.05, checks, {"before": names[0], "after": names[1]}
-    )
+    costs = known.costs or {"before": names[0], "after": names[1]}
+    report = build_report(out, task, shots[0], shots[1], known.margin, known.checks, costs)
     return report, out
 
 

@@ -114,9 +114,8 @@ class Trainer:
 
     def rewind(self, parameters: Sequence[Tensor]) -> None:
         """Start anew from `parameters`, as if no step had been done."""
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, list(parameters))
-            torch._foreach_copy_(self.average, list(parameters))
+        _copy(self.parameters, parameters)
+        _copy(self.average, parameters)
         self.optimizer.state.clear()
         self.step = 0
 
@@ -128,20 +127,18 @@ class Trainer:
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.parameters, learning)
+            _copy(self.parameters, learning)
 
     def settle(self) -> None:
         """Leave the averaged weights in the model: training is over."""
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+        _copy(self.parameters, self.average)
 
     def _follow(self) -> None:
         """Move the average; the first steps count less, or the untrained start would linger."""
         horizon = self.settings.average_steps
         decay = min(1 - 1 / horizon, self.step / (self.step + 9)) if horizon > 1 else 0.0
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        for average, parameter in zip(self.average, self.parameters, strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Summed nats of the batch's targets, and the summed divergence of its held rows."""
@@ -165,6 +162,12 @@ class Trainer:
             parts = found.split([row.num_targets for row in fresh])
             self._teachers |= {row.id: part for row, part in zip(fresh, parts, strict=True)}
         return torch.cat([self._teachers[row.id] for row in rows])
+
+
+def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for place, value in zip(into, values, strict=True):
+            place.copy_(value)
 
 
 def fit(
