@@ -14,7 +14,7 @@ from timechat.recipe import Recipe
 from timechat.records import Derived, Plan
 
 # Share of the matrix rate that a whole training step reaches (bench/RESULTS.md).
-STEP_EFFICIENCY = 0.45
+STEP_EFFICIENCY = 0.40
 # Rows that training sees where epochs are `auto`: past it, answers to new questions gain little.
 ROWS_SEEN = 1500
 # The learning rate found best at one width; wider models want it smaller in proportion (the rule

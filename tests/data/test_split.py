@@ -26,7 +26,7 @@ def ids(rows: Rows) -> set[str]:
 
 @pytest.mark.parametrize(
     ("rows", "validation", "test"),
-    [(12, 2, 4), (40, 6, 14), (100, 8, 20), (1000, 50, 100), (10_000, 256, 400)],
+    [(12, 1, 5), (40, 3, 17), (100, 4, 20), (1000, 40, 100), (10_000, 256, 400)],
 )
 def test_sizes_follow_the_shares_and_leave_half_for_training(
     rows: int, validation: int, test: int
@@ -72,7 +72,7 @@ def test_files_that_the_user_split_stay_as_split() -> None:
     assert split(rows, (), test, 0).train == rows
     parts = split(rows, None, test, 0)
     assert parts.test == test
-    assert len(parts.validation) == 8
+    assert len(parts.validation) == 4
     assert split(rows[:3], test, test, 0).train == rows[:3]
 
 

@@ -38,7 +38,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert f"timechat chat {out}" in done.stderr
+    assert f"chat {out}" in done.stderr
     return out, json.loads(done.stdout)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -110,8 +111,8 @@ class Display(Watcher):
             self.progress = self.task = None
 
 
-def show_report(report: Report) -> None:
-    """The six lines, the sentence, the verdict."""
+def show_report(report: Report, folder: Path, program: str) -> None:
+    """The six lines, the sentence, the verdict, and what to do next."""
     console.print()
     for check in report.checks:
         mark = "[green]✓[/green]" if check.passed else "[red]✗[/red]"
@@ -120,6 +121,9 @@ def show_report(report: Report) -> None:
     console.print()
     console.print(escape(report.headline))
     console.print(f"verdict: [{colour} bold]{report.verdict}[/{colour} bold]")
+    console.print(f"\nreport: {folder / 'report.html'}", markup=False)
+    if (folder / "best").is_dir():
+        console.print(f"chat:   {program} chat {folder}", markup=False)
 
 
 def _nice(name: str, value: Any) -> str:

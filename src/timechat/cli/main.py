@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def demo(out: Path, strict: bool, as_json: bool) -> None:
     timechat demo
     timechat demo --out /tmp/first
     """
-    from timechat.cli.display import Display, console
+    from timechat.cli.display import Display
     from timechat.recipe import load_recipe
     from timechat.shipped import shipped
     from timechat.stages.train import train as run
@@ -58,7 +59,6 @@ def demo(out: Path, strict: bool, as_json: bool) -> None:
     recipe = load_recipe(shipped("helpdesk/recipe.yaml"))
     finished = run(recipe, out, Display())
     _finish(finished.report, out, strict, as_json)
-    console.print(f"\nreport: {out / 'report.html'}\nchat:   timechat chat {out}")
 
 
 @cli.command()
@@ -155,14 +155,13 @@ def train(
     timechat train recipe.yaml
     timechat train recipe.yaml train.epochs=3 adapt.rank=32 --out runs/three
     """
-    from timechat.cli.display import Display, console
+    from timechat.cli.display import Display
     from timechat.recipe import load_recipe
     from timechat.stages.train import train as run
 
     folder = out or Path("runs") / recipe.stem
     finished = run(load_recipe(recipe, overrides), folder, Display())
     _finish(finished.report, folder, strict, as_json)
-    console.print(f"\nreport: {folder / 'report.html'}\nchat:   timechat chat {folder}")
 
 
 @cli.command()
@@ -291,12 +290,21 @@ def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
 def _finish(report: Any, folder: Path, strict: bool, as_json: bool) -> None:
     from timechat.cli.display import show_report
 
-    show_report(report)
+    show_report(report, folder, _program())
     if as_json:
         content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         click.echo(json.dumps(content, ensure_ascii=False))
     if strict and not (report.verdict == "improved" and all(c.passed for c in report.checks)):
         sys.exit(3)
+
+
+def _program() -> str:
+    """What to type to call this program again: its path, where the shell would not find it."""
+    called = Path(sys.argv[0])
+    if shutil.which("timechat") or called.name != "timechat":
+        return "timechat"
+    inside = called.is_absolute() and called.is_relative_to(Path.cwd())
+    return str(called.relative_to(Path.cwd()) if inside else called)
 
 
 def _emit(value: Any, as_json: bool) -> None:

@@ -29,7 +29,7 @@ _ATTENTION_PARTS = ("attn", "attention", "q_proj", "k_proj", "v_proj", "query_ke
 
 
 class _Adapted(torch.autograd.Function):
-    """x Wᵀ + bias + scale · (x Aᵀ) Bᵀ with W frozen, and its gradients for x, A and B.
+    """x Wᵀ + bias + scale · (x Aᵀ) Bᵀ for x (T, in), W frozen; gradients for x, A and B.
 
     By hand, because the low-rank path is many small operations: the products are added in place,
     and nothing is kept for the backward pass but x and x Aᵀ.
@@ -39,27 +39,20 @@ class _Adapted(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
-        flat = x.flatten(0, -2)
         low_a, low_b = a.to(x.dtype), (b * scale).to(x.dtype)
-        inner = flat @ low_a.T
-        y = F.linear(flat, weight, bias)
-        y.addmm_(inner, low_b.T)
-        ctx.save_for_backward(flat, inner, weight, low_a, low_b)
+        inner = x @ low_a.T
+        ctx.save_for_backward(x, inner, weight, low_a, low_b)
         ctx.scale = scale
-        return y.view(*x.shape[:-1], -1)
+        return F.linear(x, weight, bias).addmm_(inner, low_b.T)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, inner, weight, low_a, low_b = ctx.saved_tensors
-        grad = grads[0].flatten(0, -2)
+        (grad,) = grads
+        x, inner, weight, low_a, low_b = ctx.saved_tensors
         grad_inner = grad @ low_b
-        grad_a = (grad_inner.T @ flat).float()
+        grad_a = (grad_inner.T @ x).float()
         grad_b = (grad.T @ inner).float().mul_(ctx.scale)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad @ weight
-            grad_x.addmm_(grad_inner, low_a)
-            grad_x = grad_x.view(*grads[0].shape[:-1], -1)
+        grad_x = (grad @ weight).addmm_(grad_inner, low_a) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, grad_a, grad_b, None
 
 
@@ -84,12 +77,15 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self.base(x)
-        return cast(
-            Tensor,
-            _Adapted.apply(
-                x, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
-            ),
+        flat = _Adapted.apply(
+            x.flatten(0, -2),
+            self.base.weight,
+            self.base.bias,
+            self.lora_a,
+            self.lora_b,
+            self.scale,
         )
+        return cast(Tensor, flat).view(*x.shape[:-1], -1)
 
     def delta(self) -> Tensor:
         """The dense update (out, in) in fp32."""

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
+
+from timechat.errors import ModelError
 
 PACKED = "timechat_packed"
 # A group of segments is padded to its longest; past this share of padding a new group is opened.
@@ -146,6 +147,7 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:
     """The function transformers calls: query (1, H, T, D) to output (1, T, H, D)."""
     layout = _current[-1]
+    _reached[-1] = True
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     outputs: list[Tensor] = []
     prefix_k = prefix_v = None
@@ -207,24 +209,30 @@ def _attend_short(
 
 AttentionInterface.register(PACKED, _packed_attention)
 _current: list[Layout] = []
+_reached: list[bool] = []
 
 
 @contextmanager
 def packed(model: PreTrainedModel, layout: Layout) -> Generator[None]:
-    """Run `model` on flat sequences cut by `layout`; its own attention is put back after."""
+    """Run `model` on flat sequences cut by `layout`; its own attention is put back after.
+
+    Raises ModelError when the model did not ask this attention: its rows would have been mixed.
+    """
     before = str(getattr(model.config, "_attn_implementation", "sdpa"))
-    model.set_attn_implementation(PACKED)
+    try:
+        model.set_attn_implementation(PACKED)
+    except ValueError as error:
+        raise ModelError(f"{type(model).__name__} cannot attend to packed rows: {error}") from None
     _current.append(layout)
+    _reached.append(False)
     try:
         yield
+        if not _reached[-1]:
+            raise ModelError(
+                f"{type(model).__name__} attends in a way of its own, so packed rows would see "
+                "each other: this family is not supported"
+            )
     finally:
         _current.pop()
+        _reached.pop()
         model.set_attn_implementation(before)
-
-
-def segments_of(lengths: Sequence[int]) -> Iterator[slice]:
-    """The slices of consecutive segments."""
-    bounds = [0]
-    for length in lengths:
-        bounds.append(bounds[-1] + length)
-    return (slice(a, b) for a, b in pairwise(bounds))

@@ -12,6 +12,7 @@ import torch
 from timechat.model import machine
 from timechat.model.load import pick_dtype
 from timechat.model.starter import FOLDER, cache_folder
+from timechat.planning import STEP_EFFICIENCY
 from timechat.stages.environment import PACKAGES, package_version
 
 GIB = 2**30
@@ -34,7 +35,7 @@ def examine() -> list[Finding]:
     disk = machine.free_disk(Path.cwd())
     starter = cache_folder() / "models" / FOLDER
     # A LoRA step costs about 4 operations a weight and token; the starter has 0.106 G weights.
-    speed = rate * 0.45 / (4 * 0.106e9)
+    speed = rate * STEP_EFFICIENCY / (4 * 0.106e9)
     return [
         Finding("python", sys.version_info < (3, 14), sys.version.split()[0], "use 3.11 to 3.13"),
         Finding("machine", True, machine.machine_name()),
