@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -157,3 +158,44 @@ def test_an_override_may_hold_a_colon(tmp_path: Path) -> None:
         write_recipe(tmp_path, "base: starter"), ["data.system=Note: be brief, always."]
     )
     assert recipe.data.system == "Note: be brief, always."
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 2, "free some space"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "may write to"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_a_full_disk_and_a_closed_folder_end_with_status_2_and_advice(
+    error: BaseException,
+    status: int,
+    expected: str,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import timechat.stages.prepare as stage
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stage, "prepare", fail)
+    assert run("prepare", str(rows), "--out", str(tmp_path / "p")) == status
+    assert expected in capsys.readouterr().err
+
+
+def test_any_other_fault_is_shown_with_its_traceback(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timechat.stages.prepare as stage
+
+    def fail(*_: object) -> None:
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr(stage, "prepare", fail)
+    with pytest.raises(ValueError, match="a bug of ours"):
+        main(["prepare", str(rows), "--out", str(tmp_path / "p")])

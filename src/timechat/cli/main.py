@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from timechat.errors import TimeChatError, UserError, nearest
+from timechat.errors import TimeChatError, nearest
 
 JSON = click.option("--json", "as_json", is_flag=True, help="One line of JSON on standard output.")
 STRICT = click.option("--strict", is_flag=True, help="Exit 3 on a failed check or a bad verdict.")
@@ -258,15 +259,25 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped; `timechat resume RUN` goes on from the newest checkpoint", err=True)
         sys.exit(130)
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except OSError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
     except TimeChatError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
+    except Exception as error:
+        if (advice := _advise(error)) is None:
+            raise
+        click.echo(f"error: {error}: {advice}", err=True)
+        sys.exit(2)
+
+
+def _advise(error: Exception) -> str | None:
+    """What to do about a fault of the machine; None where it is ours."""
+    # safetensors reports a full disk as an error of its own, with the system's words in it.
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return "free some space, then run the same command again; nothing half-written is kept"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "name a folder that you may write to"
+    return "see to it, then run the same command again" if isinstance(error, OSError) else None
 
 
 def _terminated(*_: Any) -> None:
