@@ -100,10 +100,13 @@ def loaded(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Loade
     return Loaded(Source("tiny", Path("tiny")), model, tokenizer, Renderer(tokenizer))
 
 
-@pytest.fixture
-def tiny_base(tmp_path: Path) -> Path:
-    """A model folder on disk."""
-    folder = tmp_path / "base"
+def write_base(folder: Path) -> Path:
     build_model().save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def tiny_base(tmp_path: Path) -> Path:
+    """A model folder on disk."""
+    return write_base(tmp_path / "base")

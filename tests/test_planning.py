@@ -7,7 +7,7 @@ from dataclasses import replace
 from timechat.planning import Machine, Rows, Shape, make_plan
 from timechat.recipe import parse_recipe
 
-ROWS = Rows(400, 26_000, 20_000, 8_000, 120, 40, 136, 20, 9.0)
+ROWS = Rows(400, 26_000, 20_000, 8_000, 120, 20, 9.0)
 SHAPE = Shape(134_515_008, 4_884_480, 106_203_456, 30, 576, 1536, 49_152, 8192, 269_030_016)
 MACHINE = Machine("a laptop", 8 * 2**30, 100 * 2**30, 600e9)
 

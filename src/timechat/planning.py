@@ -37,8 +37,6 @@ class Rows:
     computed_tokens: int
     target_tokens: int
     longest: int
-    num_validation: int
-    num_test: int
     reference_tokens: int
     question_words: float
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_model, build_tokenizer
+from conftest import write_base
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -48,8 +48,7 @@ def write_rows(path: Path) -> Path:
 def make_recipe(folder: Path, **train_section: Any) -> Recipe:
     base = folder / "base"
     if not base.is_dir():
-        build_model().save_pretrained(base)
-        build_tokenizer().save_pretrained(base)
+        write_base(base)
     settings = {"epochs": 4, "learning_rate": 5e-3, "batch_rows": 8, "validations": 4}
     return parse_recipe(
         {

@@ -76,6 +76,16 @@ def likelihoods(
     return [found[i] for i in range(len(examples))]
 
 
+def mean_nats(rows: Sequence[Likelihood]) -> float:
+    """Nats per target token over all rows, every token counting alike."""
+    return sum(row.nats for row in rows) / sum(row.num_tokens for row in rows)
+
+
+def accuracy(rows: Sequence[Likelihood]) -> float:
+    """The share of target tokens that the model would have said itself."""
+    return sum(row.hits for row in rows) / sum(row.num_tokens for row in rows)
+
+
 @torch.inference_mode()
 def choose(
     model: PreTrainedModel, choices: Sequence[Choice], progress: Progress = lambda _: None

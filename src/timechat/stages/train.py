@@ -6,8 +6,10 @@ This is where the floors meet: the loop is `training.loop`'s, the questions `eva
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,8 @@ def train(recipe: Recipe, out: Path, watcher: Watcher | None = None) -> Run:
     try:
         room = enter(recipe, out, watcher)
     except UserError:
-        if is_new:
-            shutil.rmtree(
-                out
-            )  # nothing that looks like a run is left of a recipe that cannot be one
+        if is_new:  # nothing that looks like a run is left of a recipe that cannot be one
+            shutil.rmtree(out)
         raise
     before = _before(room)
     checks, strength = _learn(room)
@@ -89,8 +89,6 @@ def resume(out: Path, watcher: Watcher | None = None) -> Run:
 
 def preview(recipe: Recipe, watcher: Watcher | None = None) -> Plan:
     """The plan of a run, without leaving anything behind."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as scratch:
         return enter(recipe, Path(scratch) / "run", watcher or Watcher()).plan
 
@@ -171,8 +169,6 @@ def _identity(room: Room) -> checkpoint.Identity:
 
 
 def _recipe_print(recipe: Recipe) -> str:
-    import hashlib
-
     # What is asked of the trained model does not change how it is trained.
     text = recipe.model_dump_json(exclude={"evaluate": True, "data": True})
     return hashlib.sha256(text.encode()).hexdigest()

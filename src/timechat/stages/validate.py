@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from timechat.engine.torch import TorchEngine
-from timechat.evals.run import likelihoods
+from timechat.evals.run import accuracy, likelihoods, mean_nats
 from timechat.model.load import Loaded
 from timechat.stages.room import Room
 from timechat.stages.select import Candidate
@@ -35,13 +35,12 @@ def _ask(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Candidate]:
     """The line for the log, the watched answers, and the candidate, of the model as it is."""
     found = likelihoods(room.loaded.model, room.validation)
-    tokens = sum(row.num_tokens for row in found)
-    loss = sum(row.nats for row in found) / tokens
-    accuracy = sum(row.hits for row in found) / tokens
-    watched = room.task.prompts[:: max(1, len(room.task.prompts) // WATCHED)][:WATCHED]
-    questions = room.task.questions[:: max(1, len(room.task.questions) // WATCHED)][:WATCHED]
+    loss, right = mean_nats(found), accuracy(found)
+    spread = slice(None, None, max(1, len(room.task.questions) // WATCHED))
+    prompts = room.task.prompts[spread][:WATCHED]
+    questions = room.task.questions[spread][:WATCHED]
     engine = TorchEngine(room.loaded.model)
-    ids = engine.answers(watched, min(48, room.plan["max_new_tokens"]), served.renderer.stop_ids)
+    ids = engine.answers(prompts, min(48, room.plan["max_new_tokens"]), served.renderer.stop_ids)
     samples = [
         {
             "step": step,
@@ -54,10 +53,11 @@ def _ask(
     line = {
         "step": step,
         "validation_loss": round(loss, 6),
-        "validation_accuracy": round(accuracy, 6),
+        "validation_accuracy": round(right, 6),
     }
-    error = math.sqrt(max(accuracy * (1 - accuracy), 1e-9) / tokens)
-    return line, samples, Candidate(step, loss, accuracy, error)
+    tokens = sum(row.num_tokens for row in found)
+    error = math.sqrt(max(right * (1 - right), 1e-9) / tokens)
+    return line, samples, Candidate(step, loss, right, error)
 
 
 def has_collapsed(candidates: list[Candidate], patience: int) -> bool:

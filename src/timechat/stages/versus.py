@@ -18,7 +18,7 @@ from timechat.recipe import Evaluate, load_recipe
 from timechat.records import Check, Report
 from timechat.stages import snapshot
 from timechat.stages.compare import build_report, say_power
-from timechat.stages.prepare import load_prepared
+from timechat.stages.prepare import load_prepared, rows_of_run
 from timechat.stages.watch import Watcher
 from timechat.store import read_json
 
@@ -73,10 +73,8 @@ def _known(run: Path) -> _Known:
 def _questions(questions: Path | None, run: Path, system: str) -> list[Conversation]:
     if questions is not None:
         return [row.with_system(system) for row in read_questions(questions)]
-    if (run / "data" / "prepared.json").is_file():
-        return list(load_prepared(Path(read_json(run / "data" / "prepared.json")["path"])).test)
-    if (run / "data" / "card.json").is_file():
-        return list(load_prepared(run / "data").test)
+    if (run / "recipe.yaml").is_file():
+        return list(load_prepared(rows_of_run(run)).test)
     raise DataError("no questions: name a file of conversation rows with --questions")
 
 

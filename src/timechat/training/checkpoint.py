@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from timechat.errors import CheckpointError
-from timechat.model.adapt import ADAPTER_WEIGHTS, adapters, save_adapter
+from timechat.model.adapt import ADAPTER_WEIGHTS, peft_weights, save_adapter
 from timechat.model.load import Loaded
 from timechat.records import CheckpointInfo
 from timechat.store import build_folder, read_json, sha256, write_json
@@ -114,15 +114,10 @@ def restore(folder: Path, trainer: Trainer, identity: Identity) -> dict[str, Any
             )
     learning = load_file(folder / LEARNING)
     served = load_file(folder / ADAPTER_WEIGHTS)
-    averages = (
-        served[f"base_model.model.{name}.{part}.weight"]
-        for name in adapters(trainer.model)
-        for part in ("lora_A", "lora_B")
-    )
     with torch.no_grad():
-        for i, (parameter, average) in enumerate(zip(trainer.parameters, averages, strict=True)):
-            trainer.average[i].copy_(average)
-            parameter.copy_(learning[str(i)])
+        for i, name in enumerate(peft_weights(trainer.model)):
+            trainer.average[i].copy_(served[name])
+            trainer.parameters[i].copy_(learning[str(i)])
     _restore_optimizer(trainer, load_file(folder / STATE))
     loop = read_json(folder / LOOP)
     trainer.step = int(loop["step"])
