@@ -108,7 +108,8 @@ class Score:
 class Measure:
     """A paired comparison, signed so that a positive difference is better.
 
-    `ci95` is a two-sided interval of the mean difference over clusters.
+    Every figure is a mean of cluster means; `ci95` is a two-sided interval of the difference.
+    `p_adjusted` is Holm's, for the few measures that decide.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Measure:
     unit: str = ""
     p_value: float | None = None
     note: str = ""
+    p_adjusted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,38 +1,42 @@
 """The statistics of before and after: paired differences, an interval, a p value, a verdict.
 
 Pure arithmetic on scores. What is asked and how answers are scored is for `suite` and `scorers`;
-how the figures look is for `report`.
+the arithmetic of chance is `chance`'s, and how the figures look is for `report`.
 
 The unit of chance is the cluster (a fact, a document), not the question: ten questions about one
 fact rise and fall together, and an interval that counts them as ten is far too narrow (at an
 intra-cluster correlation of 0.3, thirty clusters of ten give 29 % false verdicts instead of 5 %).
+So every figure is a mean of cluster means: each group counts alike, however many questions it has.
+An interval around the mean over questions would be too narrow as soon as a few groups are large
+(20 % false verdicts in simulation; LAB.md).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from timechat.evals.chance import (
+    LEVEL,
+    Floats,
+    cluster_means,
+    flip_signs,
+    holm,
+    interval,
+    mcnemar,
+    standard_error,
+)
 from timechat.evals.figures import is_share, write_amount
+from timechat.evals.power import MIN_CLUSTERS, MIN_ITEMS, minimal_detectable_effect
 from timechat.records import Kept, Measure, Score, Verdict
 
-MIN_ITEMS, MIN_CLUSTERS = 20, 5
-"""Below either there is no verdict."""
-SOUND_ITEMS, SOUND_CLUSTERS = 100, 10
-"""Below either the verdict stands with a caution: skewed differences make a nominal 95 % interval
-cover 86 to 88 % at 20 items, 91 to 92 % at 100 (simulated; arXiv 2503.01747 warns alike)."""
-EXACT_CLUSTERS = 16
-NUM_DRAWS = 10_000
-MDE_FACTOR = 2.80
-"""z(0.975) + z(0.80): two-sided 5 % error, 80 % power."""
-
-Floats = NDArray[np.float64]
+MAX_PRIMARY = 3
+"""More measures than this cannot be named as the ones that decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,11 @@ class _Pairs:
     before: Floats
     after: Floats
     cluster: NDArray[np.intp]
-    num_clusters: int
 
-    def sum_clusters(self, values: Floats) -> Floats:
-        sums = np.zeros(self.num_clusters)
-        np.add.at(sums, self.cluster, values)
-        return sums
+    @property
+    def is_binary(self) -> bool:
+        values = np.concatenate([self.before, self.after])
+        return bool(np.isin(values, (0.0, 1.0)).all())
 
 
 def compare(
@@ -66,8 +69,9 @@ def compare(
     Where lower is better (a loss), every value is turned in sign first, so that in each measure
     `difference` is `after - before` and positive is better. `margin` (not negative, in the
     scores' own unit) is the loss that retention may show and still count as kept. The p value
-    is of no difference at all; the verdicts come from the interval. Scores that cannot be paired
-    raise ValueError.
+    is of no difference at all: McNemar's where every answer is right or wrong and every question
+    its own cluster, else that of sign flips. A gain needs the interval and the p value both;
+    retention is judged by the interval alone. Scores that cannot be paired raise ValueError.
     """
     if kind == "retention" and (margin is None or not margin >= 0):
         raise ValueError(f"retention needs a margin of at least 0, not {margin}")
@@ -75,12 +79,13 @@ def compare(
         raise ValueError("a margin belongs to retention; a gain is measured against zero")
     pairs = _pair(before, after, sign=1.0 if higher_is_better else -1.0)
     differences = pairs.after - pairs.before
-    mean = float(differences.mean())
-    error = _standard_error(pairs, differences)
-    ci95 = _interval(mean, error, pairs.num_clusters)
-    n, clusters = len(differences), pairs.num_clusters
+    means = cluster_means(differences, pairs.cluster)
+    n, clusters = len(differences), len(means)
+    mean, error = float(means.mean()), standard_error(means)
+    ci95 = interval(mean, error, clusters)
+    p_value, changed = _p_value(pairs, means, seed)
     if kind == "gain":
-        verdict = judge_gain(ci95, n, clusters)
+        verdict = judge_gain(ci95, n, clusters, p_value)
     else:
         verdict = judge_retention(ci95, n, clusters, margin or 0.0)
     notes = [] if margin is None else [_write_margin(margin, unit)]
@@ -88,21 +93,44 @@ def compare(
     if verdict in ("inconclusive", "undecided") and 0 < error < math.inf:
         detectable = minimal_detectable_effect(error * math.sqrt(clusters), clusters)
         notes.append(f"smallest change found reliably: {_write_size(detectable, unit)}")
+    notes += changed
+    notes += _note_sizes(pairs, unit)
     if not higher_is_better:
         notes.append("sign turned, so that higher is better")
     return Measure(
         name=name,
-        before=float(pairs.before.mean()),
-        after=float(pairs.after.mean()),
+        before=float(cluster_means(pairs.before, pairs.cluster).mean()),
+        after=float(cluster_means(pairs.after, pairs.cluster).mean()),
         difference=mean,
         ci95=ci95,
         n=n,
         clusters=clusters,
         verdict=verdict,
         unit=unit,
-        p_value=_flip_signs(pairs.sum_clusters(differences), seed),
+        p_value=p_value,
         note="; ".join(notes),
     )
+
+
+def correct(primary: Sequence[Measure]) -> list[Measure]:
+    """The measures that decide, their p values corrected for being several (Holm 1979).
+
+    One whose corrected p is above 5 % loses its claim. Raises ValueError for more than three.
+    """
+    if len(primary) > MAX_PRIMARY:
+        raise ValueError(f"{len(primary)} primary measures: name at most {MAX_PRIMARY}")
+    out: list[Measure] = []
+    values = [1.0 if m.p_value is None else m.p_value for m in primary]
+    for measure, adjusted in zip(primary, holm(values), strict=True):
+        verdict, note = measure.verdict, measure.note
+        # Nothing changed at all: there is no claim to take back.
+        claims = verdict in ("improved", "not_improved") and measure.ci95 != (0.0, 0.0)
+        if claims and adjusted > LEVEL:
+            verdict = "inconclusive"
+            added = f"p {adjusted:.2g} after Holm's correction over {len(primary)} measures"
+            note = "; ".join(filter(None, (note, added)))
+        out.append(replace(measure, verdict=verdict, note=note, p_adjusted=adjusted))
+    return out
 
 
 def overall_verdict(task_measures: Sequence[Measure]) -> Verdict:
@@ -115,24 +143,14 @@ def overall_verdict(task_measures: Sequence[Measure]) -> Verdict:
     return "inconclusive"
 
 
-def minimal_detectable_effect(sd: float, clusters: int) -> float:
-    """The true difference that is found with 80 % power at 5 % error: 2.80 sd / sqrt(clusters).
-
-    `sd` is the standard deviation of the differences of cluster means.
-    """
-    if clusters < 1:
-        raise ValueError(f"clusters must be at least 1, not {clusters}")
-    return MDE_FACTOR * sd / math.sqrt(clusters)
-
-
 def change_groups(
     before: Sequence[Score], after: Sequence[Score], *, higher_is_better: bool = True
 ) -> dict[str, dict[str, float]]:
     """Per cluster its mean before, after, their difference and n: what `Report.groups` holds."""
     pairs = _pair(before, after, sign=1.0 if higher_is_better else -1.0)
-    sizes = pairs.sum_clusters(np.ones_like(pairs.before))
-    means_before = pairs.sum_clusters(pairs.before) / sizes
-    means_after = pairs.sum_clusters(pairs.after) / sizes
+    sizes = np.bincount(pairs.cluster)
+    means_before = cluster_means(pairs.before, pairs.cluster)
+    means_after = cluster_means(pairs.after, pairs.cluster)
     names = list(dict.fromkeys(score.cluster for score in before))
     return {
         group: {
@@ -145,8 +163,13 @@ def change_groups(
     }
 
 
-def judge_gain(ci95: tuple[float, float], n: int, clusters: int) -> Verdict:
+def judge_gain(ci95: tuple[float, float], n: int, clusters: int, p_value: float = 0.0) -> Verdict:
+    """The interval against zero; where its end and the p value disagree, neither is believed."""
     if n < MIN_ITEMS or clusters < MIN_CLUSTERS:
+        return "inconclusive"
+    if ci95 == (0.0, 0.0):
+        return "not_improved"
+    if p_value > LEVEL:
         return "inconclusive"
     if ci95[0] > 0:
         return "improved"
@@ -191,7 +214,6 @@ def _pair(before: Sequence[Score], after: Sequence[Score], *, sign: float) -> _P
         before=np.array([sign * score.value for score in old.values()], dtype=np.float64),
         after=np.array([sign * new[item].value for item in old], dtype=np.float64),
         cluster=np.array([index[score.cluster] for score in old.values()], dtype=np.intp),
-        num_clusters=len(index),
     )
 
 
@@ -206,62 +228,33 @@ def _by_item(scores: Sequence[Score], side: str) -> Mapping[str, Score]:
     return out
 
 
-def _standard_error(pairs: _Pairs, differences: Floats) -> float:
-    """The cluster-robust standard error of the mean over items (CR1 of an intercept alone).
-
-    se² = C/(C-1) · sum_c (sum_{i in c} (d_i - mean))² / n², the linearised variance of a ratio
-    (Cochran, Sampling Techniques, 1977, section 9A). With one item a cluster it is s²/n, with
-    equal clusters that of cluster means.
-    """
-    if np.ptp(differences) == 0 and differences[0] == 0:
-        return 0.0
-    clusters = pairs.num_clusters
-    if clusters < 2:
-        return math.inf
-    residuals = pairs.sum_clusters(differences - differences.mean())
-    variance = clusters / (clusters - 1) * float(residuals @ residuals)
-    return math.sqrt(variance) / len(differences)
+def _p_value(pairs: _Pairs, means: Floats, seed: int) -> tuple[float, list[str]]:
+    """The p value that fits the scores, and for right or wrong answers how many changed."""
+    if not pairs.is_binary:
+        return flip_signs(means, seed), []
+    better = int(np.count_nonzero(pairs.after > pairs.before))
+    worse = int(np.count_nonzero(pairs.after < pairs.before))
+    told = f"{better} questions better, {worse} worse"
+    if len(means) == len(pairs.before):
+        return mcnemar(better, worse), [f"{told} (McNemar exact)"]
+    return flip_signs(means, seed), [told]
 
 
-def _interval(mean: float, error: float, clusters: int) -> tuple[float, float]:
-    """Student's t on clusters - 1 degrees of freedom, centred on the mean over items."""
-    if error == 0.0 or math.isinf(error):
-        return mean - error, mean + error
-    reach = float(stats.t.ppf(0.975, clusters - 1)) * error
-    return mean - reach, mean + reach
-
-
-def _flip_signs(sums: Floats, seed: int) -> float:
-    """Two-sided p of the sign-flip permutation test on cluster sums.
-
-    Exact up to 16 clusters; above, 10,000 draws with the observed one counted among them, so that
-    p is never 0 (Phipson and Smyth 2010).
-    """
-    num = len(sums)
-    # The tolerance lets sums that are equal but for rounding count as ties.
-    bound = abs(float(sums.sum())) - 1e-9 * float(np.abs(sums).sum())
-    if num <= EXACT_CLUSTERS:
-        bits = (np.arange(2**num)[:, None] >> np.arange(num)) & 1
-        flipped = (1.0 - 2.0 * bits) @ sums
-        return float(np.mean(np.abs(flipped) >= bound))
-    random = np.random.default_rng(seed)
-    extreme, chunk = 0, 1_000
-    for _ in range(NUM_DRAWS // chunk):
-        signs = random.integers(0, 2, size=(chunk, num), dtype=np.int8) * 2.0 - 1.0
-        extreme += int(np.count_nonzero(np.abs(signs @ sums) >= bound))
-    return (1 + extreme) / (1 + NUM_DRAWS)
+def _note_sizes(pairs: _Pairs, unit: str) -> list[str]:
+    """What every question counting alike would give, where groups are of unequal size."""
+    if np.ptp(np.bincount(pairs.cluster)) == 0:
+        return []
+    plain = float((pairs.after - pairs.before).mean())
+    return [f"each group counts alike; over single questions {_write_signed(plain, unit)}"]
 
 
 def _cautions(n: int, clusters: int) -> list[str]:
-    counts = f"{n} items in {clusters} clusters"
-    if n < MIN_ITEMS or clusters < MIN_CLUSTERS:
-        return [f"{counts}: no verdict below {MIN_ITEMS} items or {MIN_CLUSTERS} clusters"]
-    if n < SOUND_ITEMS or clusters < SOUND_CLUSTERS:
-        return [
-            f"{counts}: with caution, below {SOUND_ITEMS} items or {SOUND_CLUSTERS} clusters "
-            "an interval tends to be too narrow"
-        ]
-    return []
+    if n >= MIN_ITEMS and clusters >= MIN_CLUSTERS:
+        return []
+    return [
+        f"{n} items in {clusters} clusters: no claim below {MIN_ITEMS} items or "
+        f"{MIN_CLUSTERS} clusters"
+    ]
 
 
 def _write_margin(margin: float, unit: str) -> str:
@@ -273,3 +266,7 @@ def _write_size(size: float, unit: str) -> str:
     if is_share(unit):
         return write_amount(size, unit, 1).removeprefix("+").replace(".0 ", " ")
     return f"{size:.2g} {unit}"
+
+
+def _write_signed(size: float, unit: str) -> str:
+    return write_amount(size, unit, 1) if is_share(unit) else f"{size:+.2g} {unit}".rstrip()

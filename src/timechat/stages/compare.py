@@ -9,9 +9,10 @@ from typing import Any
 from timechat.evals.compare import (
     change_groups,
     compare,
-    minimal_detectable_effect,
+    correct,
     overall_verdict,
 )
+from timechat.evals.power import foresee
 from timechat.evals.report import headline, write_report
 from timechat.evals.run import Choosing, Likelihood
 from timechat.evals.suite import Task
@@ -26,14 +27,8 @@ NATS = "nats per token"
 
 
 def say_power(task: Task, watcher: Watcher) -> None:
-    """Before the run: the smallest improvement that this many questions can show."""
-    clusters = len({q.cluster for q in task.questions})
-    # Half of the questions changing is the widest spread a share can have.
-    effect = minimal_detectable_effect(0.5**0.5, clusters)
-    watcher.say(
-        f"{len(task.questions)} held-out questions in {clusters} groups: a change of "
-        f"{100 * effect:.0f} points of answer score would be found with 80 % power at worst"
-    )
+    """Before the run: the smallest change that this many questions can show."""
+    watcher.say(foresee([q.cluster for q in task.questions]).write())
 
 
 def build_report(
@@ -47,7 +42,8 @@ def build_report(
 ) -> Report:
     """Compare, judge, and write `report.json`, `report.md` and `report.html` into `out`."""
     measures = measure_all(task, before, after, margin)
-    score, likelihood, retention = measures[0], measures[1], measures[2]
+    score, likelihood = measures[:2] = correct(measures[:2])
+    retention = measures[2]
     verdict = overall_verdict([score, likelihood])
     report = Report(
         verdict=verdict,
