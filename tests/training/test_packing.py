@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from timechat.conversation import Conversation, Message
 from timechat.data.pack import Example, encode, order, pack, shared_prefix
 from timechat.model.adapt import adapters, attach
-from timechat.model.head import divergence, head_weight, hidden_states, log_probs, nats
+from timechat.model.head import Head, divergence, head_of, hidden_states, log_probs, nats
 from timechat.model.render import Renderer
 
 
@@ -32,7 +32,7 @@ def alone(model, rows: list[Example]) -> torch.Tensor:
 def packed_nats(model, rows: list[Example], share: bool) -> torch.Tensor:
     batch = pack(rows, share_prefix=share)
     hidden = hidden_states(model, batch.ids, batch.layout, batch.target_index)
-    return nats(hidden, head_weight(model), batch.targets, batch.weights)
+    return nats(hidden, head_of(model), batch.targets, batch.weights)
 
 
 @pytest.mark.parametrize("system", ["", "You answer for the help desk of Fenn and Daughters."])
@@ -69,7 +69,7 @@ def test_held_rows_beside_a_shared_prefix_equal_the_same_rows_alone(renderer: Re
             (slice(own), alone(model, rows)),
             (slice(own, None), alone(model, held)),
         ):
-            found = nats(hidden[part], head_weight(model), batch.targets[part], batch.weights[part])
+            found = nats(hidden[part], head_of(model), batch.targets[part], batch.weights[part])
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -118,7 +118,7 @@ def test_divergence_equals_torchs_kl_and_its_gradient() -> None:
         log_target=True,
     ).sum(-1)
     expected = (rows * weights).sum()
-    found = divergence(hidden, weight, teacher, weights)
+    found = divergence(hidden, Head(weight), teacher, weights)
     torch.testing.assert_close(found, expected)
     (a,) = torch.autograd.grad(found, hidden)
     (b,) = torch.autograd.grad(expected, hidden)
@@ -128,7 +128,7 @@ def test_divergence_equals_torchs_kl_and_its_gradient() -> None:
 def test_log_probs_equal_log_softmax() -> None:
     torch.manual_seed(0)
     weight, hidden, targets = torch.randn(50, 8), torch.randn(300, 8), torch.randint(0, 50, (300,))
-    values, hits = log_probs(hidden, weight, targets)
+    values, hits = log_probs(hidden, Head(weight), targets)
     full = (hidden @ weight.T).log_softmax(-1)
     torch.testing.assert_close(values, full.gather(1, targets[:, None])[:, 0])
     assert torch.equal(hits, full.argmax(-1) == targets)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from timechat.conversation import Conversation
-from timechat.model.attention import Layout, plan_layout
+from timechat.model.layout import Layout, plan_layout
 from timechat.model.render import Renderer
 
 # A shared opening shorter than this saves less than its own attention call costs.

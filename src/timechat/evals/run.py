@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from timechat.data.pack import Example, pack
 from timechat.evals.suite import Choice
-from timechat.model.head import head_weight, hidden_states, log_probs
+from timechat.model.head import Head, head_of, hidden_states, log_probs
 
 # Tokens of one forward pass: enough to keep the matrix units busy, little enough to stay small.
 TOKENS_PER_PASS = 2048
@@ -59,13 +58,13 @@ def likelihoods(
     model: PreTrainedModel, examples: Sequence[Example], progress: Progress = lambda _: None
 ) -> list[Likelihood]:
     """The likelihood of each example's target tokens, in the examples' order."""
-    weight = head_weight(model)
+    head = head_of(model)
     found: dict[int, Likelihood] = {}
     for members in _batches([len(e.ids) for e in examples]):
         rows = [examples[i] for i in members]
         batch = pack(rows)
         hidden = hidden_states(model, batch.ids, batch.layout, batch.target_index)
-        values, hits = log_probs(hidden, weight, batch.targets.to(hidden.device))
+        values, hits = log_probs(hidden, head, batch.targets.to(hidden.device))
         start = 0
         for i, row in zip(members, rows, strict=True):
             part = slice(start, start + row.num_targets)
@@ -91,21 +90,19 @@ def choose(
     model: PreTrainedModel, choices: Sequence[Choice], progress: Progress = lambda _: None
 ) -> list[Choosing]:
     """Score every answer of every item; the prompt is read once for all of an item's answers."""
-    weight = head_weight(model)
+    head = head_of(model)
     lengths = [len(c.prompt) + sum(map(len, c.answers)) for c in choices]
     found: dict[int, Choosing] = {}
     for members in _batches(lengths, tokens=TOKENS_PER_PASS * 2):
         items = [choices[i] for i in members]
-        for i, item, values in zip(
-            members, items, _choice_values(model, weight, items), strict=True
-        ):
+        for i, item, values in zip(members, items, _choice_values(model, head, items), strict=True):
             found[i] = Choosing(item.id, item.cluster, item.tag, values)
         progress(len(members))
     return [found[i] for i in range(len(choices))]
 
 
 def _choice_values(
-    model: PreTrainedModel, weight: Tensor, items: Sequence[Choice]
+    model: PreTrainedModel, head: Head, items: Sequence[Choice]
 ) -> Iterator[tuple[float, ...]]:
     """One row an item: the prompt, then all answers, each seeing the prompt and itself only."""
     longest = max(len(c.prompt) + sum(map(len, c.answers)) for c in items)
@@ -140,7 +137,7 @@ def _choice_values(
         position_ids=positions.to(device),
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)[torch.tensor(places, device=device)]
-    values, _ = log_probs(hidden, weight, torch.tensor(targets, device=device))
+    values, _ = log_probs(hidden, head, torch.tensor(targets, device=device))
     at = 0
     for item in items:
         sums: list[float] = []

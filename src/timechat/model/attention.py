@@ -1,119 +1,37 @@
 """Attention over packed rows: many conversations in one flat sequence, none seeing another.
 
-A `Layout` says how T flat tokens are cut into segments. Everything that works token by token
-(projections, norms, MLP) runs on the flat sequence, with no padding at all; only inside attention
-are segments of similar length laid side by side. Segments may share a prefix, which is then
-computed once and attended to by all of them: exact, since a prefix never looks ahead.
+Everything that works token by token (projections, norms, MLP) runs on the flat sequence, with no
+padding at all; only inside attention are segments of similar length laid side by side, as the
+`layout` says. Which families can be read like this is decided in `paths`.
 
 Axes: T flat tokens, N segments, L longest segment of a group, P prefix, H heads, D head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import causal_mask_function
 
 from timechat.errors import ModelError
+from timechat.model.layout import Group, Layout
 
 PACKED = "timechat_packed"
-# A group of segments is padded to its longest; past this share of padding a new group is opened.
-MAX_PADDING = 0.25
 # On a CPU, segments up to this many tokens take the textbook path.
 SHORT = 512
+# Tensors that families hand to attention besides queries, keys and values, and that are either
+# dealt with here or only meant for other kernels.
+_UNDERSTOOD = ("s_aux", "position_ids", "cache_position")
 
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Segments of similar length. `index` (N*L,) reads flat tokens into rows, `inverse` (n,) reads
-    the rows' real tokens back, `where` (n,) holds those tokens' flat places. `prefix` is the number
-    of shared tokens that its segments see, `mask` (1, 1, L, P+L) what each of their tokens sees."""
-
-    prefix: int
-    num_segments: int
-    length: int
-    index: Tensor
-    inverse: Tensor
-    where: Tensor
-    mask: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The cut of a flat sequence: an optional shared prefix first, then the segments."""
-
-    prefix: int
-    groups: tuple[Group, ...]
-    order: Tensor
-    positions: Tensor
-
-
-def plan_layout(lengths: Sequence[int], prefix: int = 0, num_alone: int = 0) -> Layout:
-    """The layout of a flat sequence of `prefix` tokens followed by segments of `lengths`.
-
-    The last `num_alone` segments do not see the prefix and begin at position 0.
-    """
-    starts = [prefix]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    num_sharing = len(lengths) - num_alone
-    kinds = ((range(num_sharing), prefix), (range(num_sharing, len(lengths)), 0))
-    if not prefix:
-        kinds = ((range(len(lengths)), 0),)
-    groups = tuple(
-        _group([(starts[i], lengths[i]) for i in members], seen)
-        for segments, seen in kinds
-        for members in _similar(sorted(segments, key=lambda i: lengths[i]), lengths)
-    )
-    place = torch.empty(starts[-1], dtype=torch.long)
-    where = torch.cat([torch.arange(prefix), *(group.where for group in groups)])
-    place[where] = torch.arange(len(where))
-    positions = [torch.arange(prefix)]
-    for i, length in enumerate(lengths):
-        first = prefix if i < num_sharing else 0
-        positions.append(torch.arange(first, first + length))
-    return Layout(prefix, groups, place, torch.cat(positions))
-
-
-def _similar(ranked: list[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Runs of the ranked segments whose padding stays below MAX_PADDING."""
-    members: list[int] = []
-    total = 0
-    for i in ranked:
-        padded = lengths[i] * (len(members) + 1)
-        if len(members) > 3 and padded - total - lengths[i] > MAX_PADDING * padded:
-            yield members
-            members, total = [], 0
-        members.append(i)
-        total += lengths[i]
-    if members:
-        yield members
-
-
-def _group(spans: list[tuple[int, int]], prefix: int) -> Group:
-    longest = max(length for _, length in spans)
-    index = torch.zeros(len(spans), longest, dtype=torch.long)
-    inverse: list[Tensor] = []
-    where: list[Tensor] = []
-    for row, (start, length) in enumerate(spans):
-        # Padding repeats the segment's own first token: its output is never read.
-        index[row] = start
-        index[row, :length] = torch.arange(start, start + length)
-        inverse.append(torch.arange(row * longest, row * longest + length))
-        where.append(torch.arange(start, start + length))
-    mask = None
-    if prefix:
-        own = torch.ones(longest, longest, dtype=torch.bool).tril()
-        mask = torch.cat([torch.ones(longest, prefix, dtype=torch.bool), own], dim=1)[None, None]
-    return Group(
-        prefix, len(spans), longest, index.flatten(), torch.cat(inverse), torch.cat(where), mask
-    )
+# May the query at place q of a row see the key at place k? (batch, head, q, k) to bool.
+Rule = Callable[[Any, Any, Any, Any], Any]
 
 
 class _Gather(torch.autograd.Function):
@@ -143,50 +61,76 @@ def _packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """The function transformers calls: query (1, H, T, D) to output (1, T, H, D)."""
-    layout = _current[-1]
-    _reached[-1] = True
+    run = _current[-1]
+    run.reached = True
+    _refuse_unknown(module, options)
+    layout, rule = run.layout, run.rule(attention_mask)
+    sinks = cast(Tensor | None, options.get("s_aux"))
+    form = _Form(scaling, dropout, cast(float | None, options.get("softcap")), sinks)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     outputs: list[Tensor] = []
     prefix_k = prefix_v = None
     if layout.prefix:
         prefix_k, prefix_v = k[: layout.prefix], v[: layout.prefix]
         rows = [x[: layout.prefix].unsqueeze(0) for x in (q, k, v)]
-        outputs.append(_attend(rows[0], rows[1], rows[2], None, scaling, dropout)[0])
+        mask = run.mask(rule, 0, layout.prefix, q)
+        outputs.append(_attend(rows[0], rows[1], rows[2], mask, form)[0])
     for group in layout.groups:
         shape = (group.num_segments, group.length)
         rows = [_gather(x, group).unflatten(0, shape) for x in (q, k, v)]
         if group.prefix and prefix_k is not None and prefix_v is not None:
             for i, shared in ((1, prefix_k), (2, prefix_v)):
                 rows[i] = torch.cat([shared.expand(shape[0], *shared.shape), rows[i]], dim=1)
-        out = _attend(rows[0], rows[1], rows[2], group.mask, scaling, dropout)
+        mask = run.mask(rule, group.prefix, group.length, q)
+        out = _attend(rows[0], rows[1], rows[2], mask, form)
         outputs.append(out.flatten(0, 1).index_select(0, group.inverse))
     flat = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return flat.index_select(0, layout.order).unsqueeze(0), None
+
+
+def _refuse_unknown(module: torch.nn.Module, options: dict[str, Any]) -> None:
+    """Raise ModelError where a family asks for more than this attention does."""
+    strange = [n for n, v in options.items() if isinstance(v, Tensor) and n not in _UNDERSTOOD]
+    if options.get("is_causal") is False or not getattr(module, "is_causal", True):
+        strange.append("is_causal=False")
+    if strange:
+        raise ModelError(f"{type(module).__name__} asks attention for {', '.join(strange)}")
 
 
 def _gather(x: Tensor, group: Group) -> Tensor:
     return _Gather.apply(x, group)  # type: ignore[no-any-return]
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float
-) -> Tensor:
-    """(N, L, H, D) in and out; fewer key heads than query heads are shared in order."""
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a family forms its scores: scale (None: 1/√D), dropout, a cap that tanh bends them to
+    (Gemma 2), and a logit for each head that takes part in the softmax alone (GPT-OSS)."""
+
+    scale: float | None
+    dropout: float
+    softcap: float | None
+    sinks: Tensor | None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: _Form) -> Tensor:
+    """(N, L, H, D) in and out; fewer key heads than query heads are shared in order.
+
+    `mask` (L, K) is added to the scores; None is plain causal.
+    """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if not q.is_cuda and q.shape[2] <= SHORT and dropout == 0:
-        return _attend_short(q, k, v, mask, scale).transpose(1, 2)
+    special = form.softcap is not None or form.sinks is not None
+    if special or (not q.is_cuda and q.shape[2] <= SHORT and form.dropout == 0):
+        return _attend_short(q, k, v, mask, form).transpose(1, 2)
     out = F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=True
+        q, k, v, mask, form.dropout, is_causal=mask is None, scale=form.scale, enable_gqa=True
     )
     return out.transpose(1, 2)
 
 
-def _attend_short(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
-) -> Tensor:
+def _attend_short(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: _Form) -> Tensor:
     """The textbook form, (N, H, L, D) in and out, with the query heads of a key head side by side.
 
     PyTorch's fused kernel for the CPU is slow on short segments, above all backwards (bench/).
@@ -194,45 +138,103 @@ def _attend_short(
     num, heads, length, size = q.shape
     shared, keys = k.shape[1], k.shape[2]
     batch = num * shared
-    scaled = q * (size**-0.5 if scale is None else scale)
+    scaled = q * (size**-0.5 if form.scale is None else form.scale)
     scores = torch.bmm(
         scaled.reshape(batch, -1, size), k.reshape(batch, keys, size).transpose(1, 2)
-    ).view(batch, heads // shared, length, keys)
+    ).view(num, heads, length, keys)
+    if form.softcap is not None:
+        scores = torch.tanh(scores / form.softcap) * form.softcap
     if mask is None:
-        mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril()
-    hidden = torch.zeros(length, keys, dtype=q.dtype, device=q.device)
-    hidden.masked_fill_(~mask.view(length, keys), float("-inf"))
-    weights = (scores + hidden).softmax(-1)
-    out = torch.bmm(weights.view(batch, -1, keys), v.reshape(batch, keys, size))
-    return out.view(num, heads, length, size)
+        mask = _additive(causal_mask_function, 0, length, q)
+    scores = scores + mask
+    if form.sinks is None:
+        weights = scores.softmax(-1)
+    else:
+        sinks = form.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(num, -1, length, 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+    if form.dropout:
+        weights = F.dropout(weights, form.dropout)
+    out = torch.bmm(weights.reshape(batch, -1, keys), v.reshape(batch, keys, v.shape[-1]))
+    return out.view(num, heads, length, v.shape[-1])
+
+
+def _additive(rule: Rule, prefix: int, length: int, like: Tensor) -> Tensor:
+    """(L, P+L): 0 where `rule` lets a segment's token see, else -inf; its tokens stand after P."""
+    places = torch.arange(prefix + length, device=like.device)
+    zero = places.new_zeros(())
+    seen = rule(zero, zero, places[prefix:, None], places[None, :])
+    hidden = torch.zeros(length, prefix + length, dtype=like.dtype, device=like.device)
+    return hidden.masked_fill_(~seen, float("-inf"))
+
+
+class _Run:
+    """One pass over packed rows: its layout, the rules its layers see by, and their masks."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.reached = False
+        self._rules: list[Rule] = []
+        self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+
+    def number(self, rule: Rule) -> int:
+        self._rules.append(rule)
+        return len(self._rules) - 1
+
+    def rule(self, mask: Tensor | None) -> int:
+        """Which rule a layer was handed: see `_packed_mask`; -1 is plain causal."""
+        return -1 if mask is None else int(mask.flatten()[0])
+
+    def mask(self, number: int, prefix: int, length: int, like: Tensor) -> Tensor | None:
+        """The additive mask of segments of `length` behind `prefix`; None where SDPA's own will do.
+
+        Kept, since every layer asks for the same few.
+        """
+        if number == -1 and prefix == 0 and (like.is_cuda or length > SHORT):
+            return None
+        key = (number, prefix, length, like.dtype)
+        if key not in self._masks:
+            rule = causal_mask_function if number == -1 else self._rules[number]
+            self._masks[key] = _additive(rule, prefix, length, like)
+        return self._masks[key]
+
+
+def _packed_mask(*, mask_function: Rule, **_: Any) -> Tensor | None:
+    """What transformers calls for a layer kind's mask: None for plain causal, else a rule's number.
+
+    Sliding windows, chunks and whatever else a family has are rules on places in a row, so they
+    are asked at each row's own places later, never at the flat ones.
+    """
+    if mask_function is causal_mask_function:
+        return None
+    return torch.full((1, 1, 1, 1), _current[-1].number(mask_function))
 
 
 AttentionInterface.register(PACKED, _packed_attention)
-_current: list[Layout] = []
-_reached: list[bool] = []
+AttentionMaskInterface.register(PACKED, _packed_mask)
+_current: list[_Run] = []
 
 
 @contextmanager
 def packed(model: PreTrainedModel, layout: Layout) -> Generator[None]:
     """Run `model` on flat sequences cut by `layout`; its own attention is put back after.
 
-    Raises ModelError when the model did not ask this attention: its rows would have been mixed.
+    The caller passes an `attention_mask` of ones: without one, transformers would read segments
+    out of the positions and mix them into its rule. Raises ModelError when the model did not ask
+    this attention: its rows would have been mixed.
     """
     before = str(getattr(model.config, "_attn_implementation", "sdpa"))
     try:
         model.set_attn_implementation(PACKED)
     except ValueError as error:
         raise ModelError(f"{type(model).__name__} cannot attend to packed rows: {error}") from None
-    _current.append(layout)
-    _reached.append(False)
+    _current.append(_Run(layout))
     try:
         yield
-        if not _reached[-1]:
+        if not _current[-1].reached:
             raise ModelError(
                 f"{type(model).__name__} attends in a way of its own, so packed rows would see "
-                "each other: this family is not supported"
+                "each other"
             )
     finally:
         _current.pop()
-        _reached.pop()
         model.set_attn_implementation(before)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from timechat.data.pack import Batch, Example, pack
 from timechat.errors import TrainingError
 from timechat.model.adapt import disabled
-from timechat.model.head import divergence, head_weight, hidden_states, nats
+from timechat.model.head import divergence, head_of, hidden_states, nats
 from timechat.records import StepRecord
 
 
@@ -58,7 +58,7 @@ class Trainer:
             fused=True,
         )
         self.average = [p.detach().clone() for p in self.parameters]
-        self._weight = head_weight(model)
+        self._head = head_of(model)
         self._teachers: dict[str, Tensor] = {}
 
     def advance(self, batches: tuple[Batch, ...]) -> StepRecord:
@@ -145,12 +145,12 @@ class Trainer:
         hidden = hidden_states(self.model, batch.ids, batch.layout, batch.target_index)
         targets, weights = batch.targets.to(hidden.device), batch.weights.to(hidden.device)
         own = slice(batch.num_target_tokens)
-        loss = nats(hidden[own], self._weight, targets[own], weights[own])
+        loss = nats(hidden[own], self._head, targets[own], weights[own])
         if not batch.held:
             return loss, None
         rest = slice(batch.num_target_tokens, None)
         teacher = self._teacher(batch.held)
-        return loss, divergence(hidden[rest], self._weight, teacher, weights[rest])
+        return loss, divergence(hidden[rest], self._head, teacher, weights[rest])
 
     def _teacher(self, rows: tuple[Example, ...]) -> Tensor:
         """The base's hidden states at the targets of held rows (n, D), computed once and kept."""
