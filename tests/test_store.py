@@ -1,6 +1,8 @@
 """The store: nothing half-written looks finished."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +10,16 @@ import pytest
 
 from timechat.errors import RunError
 from timechat.store import (
+    Draft,
     append_line,
     build_folder,
+    is_owned,
+    owned,
     read_json,
     read_lines,
+    remove_folder,
     sha256,
+    sweep,
     to_json,
     write_json,
     write_lines,
@@ -92,6 +99,61 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "b").write_text("two")
     assert [p.name for p in target.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_torn_line_is_replaced_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for torn in ('{"a": 1}\n{"b": 2', '{"b'):
+        path.write_text(torn)
+        append_line(path, {"a": 3})
+        assert list(read_lines(path))[-1] == {"a": 3}
+        assert torn.rpartition("\n")[2] not in path.read_text()
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_is_under_way_is_not(tmp_path: Path) -> None:
+    at_work = Draft(tmp_path / "slow")
+    (at_work.folder / "a").write_text("half")
+    for name in (".out.timechat-dead", ".a.json.timechat-dead"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".b.json.timechat-dead").write_text("{")
+    (tmp_path / ".profile").write_text("not ours")
+    sweep(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {at_work.folder.name, ".profile"}
+    at_work.commit()
+    assert (tmp_path / "slow" / "a").read_text() == "half"
+
+
+def test_a_removed_folder_is_gone_under_its_name_at_once(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a").write_text("x")
+    remove_folder(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_has_one_owner_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from timechat.store import owned\n"
+        "with owned(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+    )
+    ask = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(ask, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "mine\n"
+        assert is_owned(tmp_path)
+        with pytest.raises(RunError, match=f"process {child.pid}"), owned(tmp_path):
+            pass
+        child.kill()
+    assert not is_owned(tmp_path)
+    with owned(tmp_path):
+        pass
+
+
+def test_what_safetensors_writes_for_one_user_is_shared_as_he_shares(tmp_path: Path) -> None:
+    with build_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("x")
+        (folder / "a").chmod(0o600)
+    mode = (tmp_path / "out").stat().st_mode & 0o666
+    assert (tmp_path / "out" / "a").stat().st_mode & 0o777 == mode
 
 
 def test_sha256_is_the_known_one(tmp_path: Path) -> None:

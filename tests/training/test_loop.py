@@ -13,6 +13,7 @@ from test_packing import alone, examples
 
 from timechat.data.pack import Example, order, pack
 from timechat.errors import CheckpointError, TrainingError
+from timechat.manifest import newest
 from timechat.model.adapt import attach
 from timechat.model.load import Loaded
 from timechat.model.render import Renderer
@@ -152,7 +153,7 @@ def test_a_checkpoint_without_its_manifest_does_not_exist(loaded: Loaded, tmp_pa
         ours.step = step
         checkpoint.save(checkpoint.step_folder(tmp_path, step), ours, with_model, IDENTITY, {})
     (checkpoint.step_folder(tmp_path, 2) / "manifest.json").unlink()
-    assert checkpoint.newest(tmp_path) == checkpoint.step_folder(tmp_path, 1)
+    assert newest(tmp_path) == checkpoint.step_folder(tmp_path, 1)
     assert json.loads((checkpoint.step_folder(tmp_path, 1) / "manifest.json").read_text())
 
 

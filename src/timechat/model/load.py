@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,11 +23,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from timechat.errors import ModelError, RunError
+from timechat.errors import CheckpointError, ModelError, RunError
+from timechat.guard import check_model_folder, read_config
+from timechat.manifest import MANIFEST, newest, verify
 from timechat.model.adapt import ADAPTER_CONFIG, load_adapter
 from timechat.model.render import Renderer
 from timechat.model.starter import FOLDER, cache_folder, starter_folder
-from timechat.store import sha256
+from timechat.store import sha256, write_text
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -64,6 +67,8 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> Source:
     folder = Path(path)
     if step or (folder / "recipe.yaml").is_file():
         folder = run_checkpoint(folder, step)
+    if (folder / MANIFEST).is_file():
+        folder = whole_checkpoint(folder, say)
     if (folder / ADAPTER_CONFIG).is_file():
         return _adapter_source(name, folder, say)
     if folder.is_dir():
@@ -91,6 +96,24 @@ def run_checkpoint(run: Path, step: str = "") -> Path:
     raise RunError(f"{run} has no checkpoint {step!r}; kept: {', '.join(kept) or 'none'}")
 
 
+def whole_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
+    """`folder`, or the newest whole checkpoint beside it where `best` points at a damaged one.
+
+    Raises CheckpointError when there is none, or when a damaged checkpoint was named itself.
+    """
+    try:
+        verify(folder, only_model=True)
+        return folder
+    except CheckpointError as error:
+        run = folder.parent.parent
+        was_named = not (run / "best").exists() or (run / "best").resolve() != folder.resolve()
+        other = None if was_named else newest(run, say)
+        if other is None:
+            raise
+        say(f"{error}; answering from {other.name} instead")
+        return other
+
+
 def checked_folder(folder: Path) -> Path:
     """`folder`, when it holds a model that may be loaded. Raises ModelError."""
     if not (folder / "config.json").is_file():
@@ -101,9 +124,7 @@ def checked_folder(folder: Path) -> Path:
         )
         hint = f" ({', '.join(others)} is not read: pickles can run code)" if others else ""
         raise ModelError(f"{folder} has no weights: no *.safetensors file{hint}")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "auto_map" in config:
-        raise ModelError(f"{folder} wants to run its own code (auto_map); that is never done")
+    check_model_folder(folder)
     return folder
 
 
@@ -163,16 +184,13 @@ def digest_folder(folder: Path) -> str:
     )
     key = hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
     remembered = cache_folder() / "digests" / key
-    if remembered.is_file():
-        return remembered.read_text()
+    if remembered.is_file() and len(known := remembered.read_text()) == 64:
+        return known
     total = hashlib.sha256()
     for name in names:
         total.update(f"{name}:{sha256(folder / name)}\n".encode())
-    try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(total.hexdigest())
-    except OSError:
-        pass  # a read-only cache only costs time
+    with suppress(OSError):  # a read-only cache only costs time
+        write_text(remembered, total.hexdigest())
     return total.hexdigest()
 
 
@@ -192,7 +210,8 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _adapter_source(name: str, folder: Path, say: Callable[[str], None]) -> Source:
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    check_model_folder(folder)
+    config = read_config(folder / ADAPTER_CONFIG)
     base = str(config.get("base_model_name_or_path") or "")
     if Path(base).is_dir():
         return Source(name, checked_folder(Path(base)), folder)

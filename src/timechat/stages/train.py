@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.errors import RunError, UserError
+from timechat.manifest import newest
 from timechat.model.adapt import attach, set_strength
 from timechat.model.load import Loaded, digest_folder, load_tokenizer
 from timechat.model.machine import peak_memory
@@ -207,7 +208,7 @@ def _steps(
     """The loop with its consumers: log, validate, save, stop early."""
     plan, out, watcher = room.plan, room.out, room.watcher
     notes: dict[str, Any] = {"candidates": [], "elapsed_s": 0.0}
-    last = checkpoint.newest(out)
+    last = newest(out, watcher.say)
     if last is not None:
         notes = checkpoint.restore(last, trainer, identity)
         watcher.say(f"continuing from step {trainer.step} of {plan['steps']} ({last})")

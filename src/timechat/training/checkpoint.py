@@ -1,15 +1,14 @@
-"""Checkpoints: a folder that exists when its manifest does, and from which training goes on.
+"""Checkpoints: a folder that exists when its manifest verifies, and from which training goes on.
 
 The averaged model stands at the top in PEFT's format; below `state/` are the weights that learn,
-the optimizer and the loop's place. safetensors and JSON only. What to keep and when to save is the
-stage's decision.
+the optimizer, the gradient of a step under way and the loop's place. safetensors and JSON only.
+What to keep and when to save is the stage's decision.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,34 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from timechat.errors import CheckpointError
+from timechat.manifest import read_manifest, verify, write_manifest
 from timechat.model.adapt import ADAPTER_WEIGHTS, peft_weights, save_adapter
 from timechat.model.load import Loaded
 from timechat.records import CheckpointInfo
-from timechat.store import build_folder, read_json, sha256, write_json
-from timechat.training.loop import Trainer
+from timechat.store import Draft, build_folder, read_json, write_json, write_text
+from timechat.training.loop import Begun, Trainer
 
-MANIFEST = "manifest.json"
 STATE = "state/optimizer.safetensors"
 LEARNING = "state/weights.safetensors"
+GRADIENT = "state/gradient.safetensors"
 LOOP = "state/loop.json"
+CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What every checkpoint of a run shares: which base, which recipe, which data."""
+    """What every checkpoint of a run shares: which base, which recipe, which data.
+
+    `former` are fingerprints that the user allowed to be replaced, `made_by` the code and the
+    libraries, `card` the model card.
+    """
 
     base_path: str
     targets: str
     fingerprints: dict[str, str]
+    former: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    made_by: Mapping[str, str] = field(default_factory=dict[str, str])
+    card: str = ""
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -53,23 +61,50 @@ def save(
 
     `notes` (JSON) is the stage's own memory: validations seen, the best so far.
     """
-    with build_folder(folder) as beside:
+    return begin_save(folder, trainer, loaded, identity, notes)()
+
+
+def begin_save(
+    folder: Path,
+    trainer: Trainer,
+    loaded: Loaded,
+    identity: Identity,
+    notes: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+) -> Callable[[], CheckpointInfo]:
+    """Copy everything as it is now into files beside `folder`; the result makes them a checkpoint.
+
+    What is slow, waiting for the disk and hashing, is left to the result, which touches neither
+    model nor trainer and may run in another thread while training goes on. `about` is what the
+    manifest tells beside what is known here: the data's cursor, the parent.
+    """
+    draft = Draft(folder)
+    try:
         with trainer.averaged():
-            _save_model(beside, loaded, identity)
-        (beside / "state").mkdir()
-        learning = {str(i): p.detach().cpu() for i, p in enumerate(trainer.parameters)}
-        save_file(learning, beside / LEARNING)
-        save_file(_optimizer_tensors(trainer), beside / STATE)
-        write_json(beside / LOOP, {"step": trainer.step, "notes": dict(notes)})
-        info = CheckpointInfo(
-            path=str(folder),
-            step=trainer.step,
-            kind="training",
-            fingerprints=identity.fingerprints,
-            validation_loss=notes.get("validation_loss"),
-        )
-        _write_manifest(beside, info)
-    return info
+            _save_model(draft.folder, loaded, identity)
+        (draft.folder / "state").mkdir()
+        _save_state(draft.folder, trainer, notes)
+    except BaseException:
+        draft.drop()
+        raise
+    info = CheckpointInfo(
+        path=str(folder),
+        step=trainer.step,
+        kind="training",
+        fingerprints=identity.fingerprints,
+        validation_loss=notes.get("validation_loss"),
+    )
+
+    def finish() -> CheckpointInfo:
+        try:
+            write_manifest(draft.folder, {**_describe(info, identity), **(about or {})})
+            draft.commit()
+        except BaseException:
+            draft.drop()
+            raise
+        return info
+
+    return finish
 
 
 def save_model_only(
@@ -79,25 +114,8 @@ def save_model_only(
     with build_folder(folder) as beside:
         _save_model(beside, loaded, identity)
         info = CheckpointInfo(str(folder), step, "model", identity.fingerprints, strength=strength)
-        _write_manifest(beside, info)
+        write_manifest(beside, _describe(info, identity))
     return info
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest, when every file it names is there with its size and SHA-256.
-
-    Raises CheckpointError naming the first file that is not.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: it has no {MANIFEST}")
-    manifest = read_json(folder / MANIFEST)
-    for name, want in manifest["files"].items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{folder} is damaged: {name} is missing")
-        if file.stat().st_size != want["bytes"] or sha256(file) != want["sha256"]:
-            raise CheckpointError(f"{folder} is damaged: {name} is not what was saved")
-    return manifest
 
 
 def restore(folder: Path, trainer: Trainer, identity: Identity) -> dict[str, Any]:
@@ -108,7 +126,8 @@ def restore(folder: Path, trainer: Trainer, identity: Identity) -> dict[str, Any
     """
     manifest = verify(folder)
     for name, want in identity.fingerprints.items():
-        if manifest["fingerprints"].get(name) != want:
+        found = manifest["fingerprints"].get(name)
+        if found != want and found not in identity.former.get(name, ()):
             raise CheckpointError(
                 f"{folder} was trained with another {name}; put it back, or start a new run"
             )
@@ -119,44 +138,56 @@ def restore(folder: Path, trainer: Trainer, identity: Identity) -> dict[str, Any
             trainer.average[i].copy_(served[name])
             trainer.parameters[i].copy_(learning[str(i)])
     _restore_optimizer(trainer, load_file(folder / STATE))
+    _restore_gradient(folder, trainer)
     loop = read_json(folder / LOOP)
     trainer.step = int(loop["step"])
+    trainer.rate_scale = float(loop["rate_scale"])
+    trainer.begun = Begun(**loop["begun"])
     return dict(loop["notes"])
 
 
-def newest(run: Path) -> Path | None:
-    """The newest checkpoint that training can go on from and that verifies."""
-    for folder in sorted((run / "checkpoints").glob("step-??????"), reverse=True):
-        try:
-            if verify(folder)["kind"] == "training":
-                return folder
-        except CheckpointError:
-            folder.rename(folder.with_name(f"damaged-{folder.name}"))
-    return None
+def parent_of(folder: Path) -> dict[str, Any]:
+    """What the manifest of a checkpoint that follows `folder` says of it."""
+    manifest = read_manifest(folder)
+    return {"step": manifest["step"], "sha256": manifest["sha256"]}
 
 
 def _save_model(folder: Path, loaded: Loaded, identity: Identity) -> None:
     digest = identity.fingerprints["base"]
     save_adapter(loaded.model, folder, identity.base_path, digest, identity.targets)
     loaded.tokenizer.save_pretrained(folder)
+    if identity.card:
+        write_text(folder / CARD, identity.card)
 
 
-def _write_manifest(folder: Path, info: CheckpointInfo) -> None:
-    files = {
-        str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
+def _save_state(folder: Path, trainer: Trainer, notes: Mapping[str, Any]) -> None:
+    """Everything below `state/`: what training needs to go on as if it had never stopped."""
+    learning = {str(i): p.detach().cpu() for i, p in enumerate(trainer.parameters)}
+    save_file(learning, folder / LEARNING)
+    save_file(_optimizer_tensors(trainer), folder / STATE)
+    if trainer.begun.batches:
+        gradient = {
+            str(i): p.grad.cpu() for i, p in enumerate(trainer.parameters) if p.grad is not None
+        }
+        save_file(gradient, folder / GRADIENT)
+    loop = {
+        "step": trainer.step,
+        "rate_scale": trainer.rate_scale,
+        "begun": trainer.begun,
+        "notes": dict(notes),
     }
-    content = {
-        "format": 1,
+    write_json(folder / LOOP, loop)
+
+
+def _describe(info: CheckpointInfo, identity: Identity) -> dict[str, Any]:
+    return {
         "step": info.step,
         "kind": info.kind,
         "strength": info.strength,
         "validation_loss": info.validation_loss,
         "fingerprints": info.fingerprints,
-        "files": files,
+        "made_by": dict(identity.made_by),
     }
-    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _optimizer_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -172,5 +203,14 @@ def _restore_optimizer(trainer: Trainer, tensors: Mapping[str, torch.Tensor]) ->
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         parameter = trainer.parameters[int(index)]
-        device = "cpu" if name == "step" else parameter.device
-        trainer.optimizer.state[parameter][name] = value.to(device)
+        # The fused kernel wants its step count where the parameter is.
+        trainer.optimizer.state[parameter][name] = value.to(parameter.device)
+
+
+def _restore_gradient(folder: Path, trainer: Trainer) -> None:
+    """The gradient of the micro-batches of a step that was under way."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    if (folder / GRADIENT).is_file():
+        for key, value in load_file(folder / GRADIENT).items():
+            parameter = trainer.parameters[int(key)]
+            parameter.grad = value.to(parameter.device)

@@ -37,6 +37,33 @@ class Settings:
     average_steps: float = 0.0
 
 
+@dataclass(slots=True)
+class Begun:
+    """A step under way: its micro-batches done, and what they have added up to so far.
+
+    Their gradient is in the parameters' `grad`.
+    """
+
+    batches: int = 0
+    loss: float = 0.0
+    held: float = 0.0
+
+
+class StepInterruptedError(TrainingError):
+    """Asked to stop between two micro-batches of a step; what is done is in `Trainer.begun`."""
+
+
+class NotFiniteError(TrainingError):
+    """A step whose loss or gradient is not a finite number; the weights are as before it."""
+
+    def __init__(self, step: int, loss: float, norm: float, rows: list[str]) -> None:
+        super().__init__(
+            f"step {step}: loss {loss}, gradient norm {norm}; rows {rows[:8]}. "
+            "Lower train.learning_rate."
+        )
+        self.loss, self.norm, self.rows = loss, norm, rows
+
+
 class Trainer:
     """The state that a step changes: parameters, their average, optimizer, number of steps done.
 
@@ -49,6 +76,9 @@ class Trainer:
         self.model = model
         self.settings = settings
         self.step = 0
+        self.begun = Begun()
+        # What a roll-back leaves of the learning rate.
+        self.rate_scale = 1.0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -61,19 +91,23 @@ class Trainer:
         self._head = head_of(model)
         self._teachers: dict[str, Tensor] = {}
 
-    def advance(self, batches: tuple[Batch, ...]) -> StepRecord:
-        """One optimizer step. Raises TrainingError, leaving the weights, on a non-finite loss."""
+    def advance(
+        self, batches: tuple[Batch, ...], is_stopping: Callable[[], bool] = lambda: False
+    ) -> StepRecord:
+        """One optimizer step, or the rest of the one that was begun.
+
+        Raises NotFiniteError, leaving the weights, on a loss or gradient that is not finite; and
+        StepInterruptedError between two micro-batches once `is_stopping`.
+        """
         started = time.perf_counter()
-        rate = learning_rate(self.step, self.settings)
-        loss, held = self.backward(batches)
+        rate = learning_rate(self.step, self.settings) * self.rate_scale
+        loss, held = self.backward(batches, self.begun, is_stopping)
+        self.begun = Begun()
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not all(map(math.isfinite, (loss, norm, held or 0.0))):
             self.optimizer.zero_grad(set_to_none=True)
             rows = [row for batch in batches for row in batch.row_ids]
-            raise TrainingError(
-                f"step {self.step + 1}: loss {loss}, gradient norm {norm}; rows {rows[:8]}. "
-                "Lower train.learning_rate."
-            )
+            raise NotFiniteError(self.step + 1, loss, norm, rows)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -91,26 +125,38 @@ class Trainer:
             replay_loss=held,
         )
 
-    def backward(self, batches: tuple[Batch, ...]) -> tuple[float, float | None]:
+    def skip(self) -> None:
+        """Count a step without learning from it."""
+        self.step += 1
+
+    def backward(
+        self,
+        batches: tuple[Batch, ...],
+        begun: Begun | None = None,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> tuple[float, float | None]:
         """Accumulate the gradient of one step; returns what it is the gradient of.
 
         First the mean nats per target token, then, where rows are held, the mean divergence from
         the base per token of theirs. Both are summed over all batches and divided once, so how
-        rows are cut into batches changes nothing.
+        rows are cut into batches changes nothing. `begun` tells which batches are done already.
         """
+        begun = begun or Begun()
         num_targets = sum(batch.num_target_tokens for batch in batches)
         num_held = sum(batch.num_held for batch in batches)
-        loss = held = 0.0
-        for batch in batches:
+        for batch in batches[begun.batches :]:
             own, other = self._losses(batch)
             part = own / num_targets
-            loss += float(part.detach())
+            begun.loss += float(part.detach())
             if other is not None:
                 pull = other / num_held
-                held += float(pull.detach())
+                begun.held += float(pull.detach())
                 part = part + self.settings.replay_weight * pull
             part.backward()
-        return loss, held if num_held else None
+            begun.batches += 1
+            if begun.batches < len(batches) and is_stopping():
+                raise StepInterruptedError(f"stopped within step {self.step + 1}")
+        return begun.loss, begun.held if num_held else None
 
     def rewind(self, parameters: Sequence[Tensor]) -> None:
         """Start anew from `parameters`, as if no step had been done."""
@@ -118,6 +164,7 @@ class Trainer:
         _copy(self.average, parameters)
         self.optimizer.state.clear()
         self.step = 0
+        self.begun = Begun()
 
     @contextmanager
     def averaged(self) -> Generator[None]:
@@ -173,11 +220,12 @@ def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 def fit(
     trainer: Trainer,
     steps: Sequence[Callable[[], tuple[Batch, ...]]],
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepRecord]:
     """Yield a record after each step that is still to do. `steps` builds each step's rows."""
     trainer.model.train()
     while trainer.step < len(steps):
-        yield trainer.advance(steps[trainer.step]())
+        yield trainer.advance(steps[trainer.step](), is_stopping)
 
 
 def learning_rate(step: int, settings: Settings) -> float:
