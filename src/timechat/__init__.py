@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timechat.engine.responder import Responder
+    from timechat.engine.blocking import BlockingResponder
     from timechat.recipe import Recipe
     from timechat.records import Plan, Report
     from timechat.stages.prepare import Prepared
@@ -105,7 +105,7 @@ def compare(
     return versus(names, asked, system, place, watcher or Watcher())[0]
 
 
-def chat(model: str | Path) -> Responder:
+def chat(model: str | Path) -> BlockingResponder:
     """Load MODEL (`starter`, a run, `RUN@step-N`, a folder, a Hub id) to answer messages."""
     from timechat.stages.chat import open_responder
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import pytest
 import torch
 from conftest import ROWS, build_model
 
-from timechat.conversation import Message
 from timechat.engine.protocol import Delta, Ending, Sampling
-from timechat.engine.responder import Responder
 from timechat.engine.torch import TorchEngine, window_of
-from timechat.errors import ModelError
 from timechat.model.render import Renderer
 
 GREEDY = Sampling(max_new_tokens=12)
@@ -69,38 +65,3 @@ def test_sampling_is_a_function_of_its_seed(renderer: Renderer) -> None:
 
 def test_the_window_is_the_models() -> None:
     assert window_of(build_model()) == 512
-
-
-class Script:
-    """An engine that says what it is told."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = tokens
-
-    def stream(self, prompt, sampling, stop) -> Iterator[Delta]:
-        yield from (Delta(token) for token in self.tokens)
-        yield Delta(None, Ending.STOP)
-
-
-def test_pieces_are_whole_characters(renderer: Renderer) -> None:
-    text = "Ö ist ünd 🙂 ok"
-    ids = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-    responder = Responder(Script(ids), renderer, 512)
-    pieces = list(responder.reply([Message("user", "hi")], GREEDY))
-    assert "".join(pieces) == text
-    assert all("\ufffd" not in piece for piece in pieces)
-    assert responder.ending is Ending.STOP
-
-
-def test_a_stopped_reply_is_cancelled(renderer: Renderer) -> None:
-    responder = Responder(Script([70, 71, 72]), renderer, 512)
-    reply = responder.reply([Message("user", "hi")], GREEDY)
-    next(reply)
-    reply.close()
-    assert responder.ending is Ending.CANCELLED
-
-
-def test_a_conversation_beyond_the_window_is_refused(renderer: Renderer) -> None:
-    responder = Responder(Script([70]), renderer, 16)
-    with pytest.raises(ModelError, match="window"):
-        next(responder.reply([Message("user", "x" * 40)], GREEDY))

@@ -232,6 +232,48 @@ def chat(
 
 
 @cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    envvar="TIMECHAT_API_KEY",
+    help="A key that callers must send; several may be given [$TIMECHAT_API_KEY].",
+)
+@click.option("--allow-host", "hosts", multiple=True, help="Another name of this server.")
+@click.option("--allow-origin", "origins", multiple=True, help="A web page that may call it.")
+def serve(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    api_keys: tuple[str, ...],
+    hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+) -> None:
+    """Serve models to every program that speaks OpenAI's API.
+
+    \b
+    timechat serve runs/demo
+    timechat serve starter runs/demo runs/demo@step-40 --port 8001
+    timechat serve runs/demo --host 0.0.0.0 --api-key "$KEY"
+    """
+    from timechat.cli.display import console
+    from timechat.serve.keys import Keys
+    from timechat.serve.run import run
+    from timechat.serve.settings import Settings
+    from timechat.stages.serve import find_models
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    settings = Settings(host, port, hosts, origins)
+    settings.check(len(api_keys))
+    run(find_models(models, say), settings, Keys(api_keys), say)
+
+
+@cli.command()
 @JSON
 def doctor(as_json: bool) -> None:
     """What this machine can do, and what is missing.

@@ -10,8 +10,8 @@ import click
 
 from timechat.cli.display import console
 from timechat.conversation import Message
+from timechat.engine.blocking import BlockingResponder
 from timechat.engine.protocol import Ending, Sampling
-from timechat.engine.responder import Responder
 from timechat.stages.chat import open_responder
 
 HELP = "/new starts over, /quit leaves, Ctrl-C stops an answer"
@@ -21,7 +21,18 @@ def talk(
     model: str, system: str, prompt: str | None, temperature: float, max_tokens: int, as_json: bool
 ) -> None:
     """Answer `prompt` and leave, or converse until the end of input."""
-    responder = open_responder(model, lambda text: console.print(text, markup=False))
+    with open_responder(model, lambda text: console.print(text, markup=False)) as responder:
+        _talk(responder, system, prompt, temperature, max_tokens, as_json)
+
+
+def _talk(
+    responder: BlockingResponder,
+    system: str,
+    prompt: str | None,
+    temperature: float,
+    max_tokens: int,
+    as_json: bool,
+) -> None:
     sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
     opening = [Message("system", system)] if system else []
     if prompt is not None:
@@ -34,7 +45,7 @@ def talk(
     _converse(responder, opening, sampling)
 
 
-def _converse(responder: Responder, opening: list[Message], sampling: Sampling) -> None:
+def _converse(responder: BlockingResponder, opening: list[Message], sampling: Sampling) -> None:
     messages = list(opening)
     while True:
         try:
@@ -58,7 +69,7 @@ def _converse(responder: Responder, opening: list[Message], sampling: Sampling) 
 
 
 def _answer(
-    responder: Responder, messages: list[Message], sampling: Sampling, quiet: bool = False
+    responder: BlockingResponder, messages: list[Message], sampling: Sampling, quiet: bool = False
 ) -> str:
     """Stream one answer to standard output; returns what was said, whole or stopped."""
     said: list[str] = []

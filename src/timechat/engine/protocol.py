@@ -1,11 +1,19 @@
-"""The seam of generation: token ids in, deltas out, each stream ending in an `Ending`."""
+"""The seam of generation: token ids in, deltas out, each stream ending in an `Ending`.
+
+Two shapes of one thing. A `Core` lives where the weights are: it is stepped, one token of every
+running request at a time. An `Engine` is what the rest of the house holds: asynchronous, and
+usually a `Core` in a process of its own (`process.py`). Text, chat formats and stop strings are
+`responder`'s.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
+
+from timechat.errors import TimeChatError
 
 
 class Ending(Enum):
@@ -19,10 +27,17 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next token, or the ending of the stream (then `token` is None)."""
+    """The next token, or the ending of the stream (then `token` is None).
+
+    `logprob` and `top` (other tokens with theirs, likeliest first) are in nats, and there only
+    when asked for. `detail` says why a stream failed.
+    """
 
     token: int | None
     ending: Ending | None = None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +48,89 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     max_new_tokens: int = 256
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One continuation asked for. `schema` is a JSON schema (as text) that the answer obeys;
+    `logprobs` is None for none, else how many likely tokens to name beside the chosen one."""
+
+    prompt: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: frozenset[int] = frozenset()
+    schema: str | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do. A caller refuses beforehand what is not here.
+
+    `window` and `kv_tokens` are in tokens: the longest conversation, and what all running ones
+    may hold together. `logprobs` is the most likely tokens that can be named (None: no
+    log-probabilities at all).
+    """
+
+    engine: str
+    window: int
+    kv_tokens: int
+    logprobs: int | None = None
+    schema: bool = False
+    prefix_cache: bool = False
+    note: str = ""
+
+
+class EngineError(TimeChatError):
+    """An engine is gone, draining or broken; the request was not (wholly) answered."""
+
+
+class Core(Protocol):
+    """A stepped engine. Not thread-safe; whoever owns it calls it from one thread."""
+
+    capabilities: Capabilities
+
+    def add(self, key: int, request: Request) -> None:
+        """Take a request in; its deltas come out of `step` under `key`. Raises ValueError."""
+        ...
+
+    def cancel(self, key: int) -> None:
+        """Free what the request holds before the next step. Unknown keys are left alone."""
+        ...
+
+    def step(self) -> list[tuple[int, Delta]]:
+        """Advance all running requests; an ending is the last delta of its key."""
+        ...
+
+    @property
+    def busy(self) -> bool: ...
 
 
 class Engine(Protocol):
-    """Anything that continues token ids."""
+    """Anything that continues token ids, from an event loop.
 
-    def stream(
-        self, prompt: Sequence[int], sampling: Sampling, stop: frozenset[int]
-    ) -> Iterator[Delta]: ...
+    `capabilities` may be read once `start` has returned. Closing the generator of `stream`
+    cancels it; a stream always ends in a delta with an ending unless it was closed.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def running(self) -> int:
+        """Requests whose ending has not come yet; cancelled ones count until they are freed."""
+        ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    async def start(self) -> None: ...
+
+    def stream(self, request: Request) -> AsyncGenerator[Delta]: ...
+
+    async def drain(self, deadline_s: float) -> bool:
+        """Take no more requests and wait for the running ones; whether all ended in time."""
+        ...
+
+    async def stop(self) -> None: ...

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from timechat.engine.choose import choose
 from timechat.engine.protocol import Delta, Ending, Sampling
 
 # Prompts answered side by side; more gains little on a CPU and costs cache.
@@ -32,7 +33,7 @@ class TorchEngine:
         ids = torch.tensor([list(prompt)], device=self.model.device)
         for _ in range(max(0, room)):
             out = self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
-            token = _choose(out.logits[0, -1].float().cpu(), sampling, generator)
+            token = choose(out.logits[0, -1].float().cpu(), sampling, generator)
             if token in stop:
                 yield Delta(None, Ending.STOP)
                 return
@@ -102,14 +103,3 @@ def window_of(model: PreTrainedModel) -> int:
 def _until_stop(ids: list[int], stop: frozenset[int]) -> list[int]:
     end = next((i + 1 for i, token in enumerate(ids) if token in stop), len(ids))
     return ids[:end]
-
-
-def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The likeliest token, or one sampled from the nucleus (Holtzman et al. 2019)."""
-    if sampling.temperature <= 0:
-        return int(logits.argmax())
-    probabilities = (logits / sampling.temperature).softmax(-1)
-    ranked, tokens = probabilities.sort(descending=True)
-    outside = ranked.cumsum(-1) - ranked >= sampling.top_p
-    ranked[outside] = 0.0
-    return int(tokens[torch.multinomial(ranked, 1, generator=generator)])

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from timechat.engine.responder import Responder
-from timechat.engine.torch import TorchEngine, window_of
-from timechat.model.adapt import merge
-from timechat.model.load import load, resolve
+from timechat.engine.blocking import BlockingResponder
+from timechat.stages.serve import find_models, open_model
 
 
-def open_responder(model: str, say: Callable[[str], None] = lambda _: None) -> Responder:
-    """Load MODEL for conversation. An adapter is folded into its base: a third less work a word.
-
-    The `export` check of the run bounds what folding changes.
-    """
-    loaded = load(resolve(model, say))
-    merge(loaded.model)
-    return Responder(TorchEngine(loaded.model), loaded.renderer, window_of(loaded.model))
+def open_responder(model: str, say: Callable[[str], None] = lambda _: None) -> BlockingResponder:
+    """Open MODEL for conversation, on the seam that `serve` answers with."""
+    (found,) = find_models([model], say)
+    return BlockingResponder(open_model(found))

@@ -1,0 +1,100 @@
+"""A scripted engine: whole servers are tested with it in milliseconds, failures included."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from timechat.engine.protocol import Capabilities, Delta, Ending, EngineError, Request
+
+Script = Callable[[Request], Sequence[int]]
+
+
+def echo(request: Request) -> Sequence[int]:
+    """Say the prompt again."""
+    return request.prompt
+
+
+class FakeEngine:
+    """Answers each request with the tokens of `script`, one every `interval_s`.
+
+    `fails_after` ends each stream FAILED after so many tokens. `requests` and `cancelled` keep
+    what was asked, for tests to look at.
+    """
+
+    def __init__(
+        self,
+        script: Script = echo,
+        *,
+        first_s: float = 0.0,
+        interval_s: float = 0.0,
+        fails_after: int | None = None,
+        window: int = 4096,
+        kv_tokens: int = 1 << 20,
+        logprobs: int | None = 5,
+        schema: bool = True,
+    ) -> None:
+        self.script = script
+        self.first_s = first_s
+        self.interval_s = interval_s
+        self.fails_after = fails_after
+        self.requests: list[Request] = []
+        self.cancelled: list[Request] = []
+        self.running = 0
+        self.ready = False
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.capabilities = Capabilities(
+            "fake", window, kv_tokens, logprobs=logprobs, schema=schema, prefix_cache=True
+        )
+
+    async def start(self) -> None:
+        self.ready = True
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta]:
+        if self._draining or not self.ready:
+            raise EngineError("the engine is not taking requests")
+        self.requests.append(request)
+        self.running += 1
+        self._idle.clear()
+        ended = False
+        try:
+            async for delta in self._deltas(request):
+                ended = delta.ending is not None
+                yield delta
+        finally:
+            if not ended:
+                self.cancelled.append(request)
+            self.running -= 1
+            if self.running == 0:
+                self._idle.set()
+
+    async def _deltas(self, request: Request) -> AsyncGenerator[Delta]:
+        await asyncio.sleep(self.first_s)
+        room = min(request.sampling.max_new_tokens, self.capabilities.window - len(request.prompt))
+        for place, token in enumerate(self.script(request)):
+            if self.fails_after is not None and place >= self.fails_after:
+                yield Delta(None, Ending.FAILED, detail="as scripted")
+                return
+            if token in request.stop:
+                break
+            if place >= room:
+                yield Delta(None, Ending.LENGTH)
+                return
+            asked = request.logprobs
+            top = tuple((token + i, -0.5 - i) for i in range(asked or 0))
+            yield Delta(token, logprob=None if asked is None else -0.5, top=top)
+            await asyncio.sleep(self.interval_s)
+        yield Delta(None, Ending.STOP)
+
+    async def drain(self, deadline_s: float) -> bool:
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), deadline_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        self.ready = False

@@ -1,0 +1,196 @@
+"""An engine in a child process: what happens to it happens to nobody else.
+
+The child runs `worker.py`. When it dies, its running streams end FAILED at once and it is started
+again, at first immediately, then with growing pauses. Which core runs in it is the child's matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from timechat.engine.protocol import Capabilities, Delta, Ending, EngineError, Request
+from timechat.engine.worker import decode_delta, encode_request
+from timechat.errors import ModelError
+
+log = logging.getLogger("timechat.engine")
+# Pause before the next start after a death, in seconds, by how many came in a row.
+PAUSES = (0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
+# A child that lived this long died of something new: pauses begin anew.
+STEADY_S = 60.0
+_LINE_LIMIT = 1 << 24
+
+
+class ProcessEngine:
+    """A core of `spec` (see `worker.build_core`) behind a socket."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.starts = 0
+        self.step_s = 0.0
+        self._known: Capabilities | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._streams: dict[int, asyncio.Queue[Delta]] = {}
+        self._held: set[int] = set()  # keys whose compute is not freed yet
+        self._next = 0
+        self._draining = False
+        self._stopped = False
+        self._keeper: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        if self._known is None:
+            raise EngineError("the engine has not started")
+        return self._known
+
+    @property
+    def running(self) -> int:
+        return len(self._held)
+
+    @property
+    def ready(self) -> bool:
+        return self._writer is not None and not self._draining
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start the child and wait until its weights are loaded. Raises ModelError."""
+        reader = await self._spawn()
+        self._keeper = asyncio.create_task(self._keep(reader))
+
+    async def _spawn(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "timechat.engine.worker",
+            str(theirs.fileno()),
+            pass_fds=[theirs.fileno()],
+            stdin=asyncio.subprocess.DEVNULL,
+            env=environment,
+        )
+        theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
+        writer.write(json.dumps({"load": self.spec}).encode() + b"\n")
+        line = await reader.readline()
+        row: dict[str, Any] = (
+            json.loads(line) if line else {"refused": "its process died while loading"}
+        )
+        if "refused" in row:
+            writer.close()
+            await self._process.wait()
+            raise ModelError(f"{self.spec['name']} could not be started: {row['refused']}")
+        self._known = Capabilities(**row["ready"])
+        self._writer = writer
+        self.starts += 1
+        return reader
+
+    async def _keep(self, reader: asyncio.StreamReader) -> None:
+        """Hand deltas to their streams; when the child dies, start it again."""
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while not self._stopped:
+            born = loop.time()
+            await self._listen(reader)
+            self._lose()
+            if self._stopped:
+                return
+            deaths = deaths + 1 if loop.time() - born < STEADY_S else 1
+            assert self._process is not None
+            log.warning("engine %s died (%s)", self.spec["name"], await self._process.wait())
+            while not self._stopped:
+                await asyncio.sleep(PAUSES[min(deaths - 1, len(PAUSES) - 1)])
+                try:
+                    reader = await self._spawn()
+                    break
+                except (ModelError, OSError) as error:
+                    log.warning("engine %s: %s", self.spec["name"], error)
+                    deaths += 1
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError, ValueError):
+            while line := await reader.readline():
+                row = json.loads(line)
+                self.step_s = row.get("step_s", self.step_s)
+                for encoded in row["deltas"]:
+                    key, delta = decode_delta(encoded)
+                    if delta.ending is not None:
+                        self._free(key)
+                    if (queue := self._streams.get(key)) is not None:
+                        queue.put_nowait(delta)
+
+    def _lose(self) -> None:
+        """The child is gone: every stream ends, and nothing is held any more."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        for queue in self._streams.values():
+            queue.put_nowait(Delta(None, Ending.FAILED, detail="the engine's process died"))
+        for key in list(self._held):
+            self._free(key)
+
+    def _free(self, key: int) -> None:
+        self._held.discard(key)
+        if not self._held:
+            self._idle.set()
+
+    def _send(self, row: dict[str, Any]) -> None:
+        if self._writer is not None:
+            self._writer.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta]:
+        if not self.ready:
+            raise EngineError("the engine is starting again" if not self._draining else "draining")
+        key = self._next
+        self._next += 1
+        queue: asyncio.Queue[Delta] = asyncio.Queue()
+        self._streams[key] = queue
+        self._held.add(key)
+        self._idle.clear()
+        self._send({"submit": key, "request": encode_request(request)})
+        try:
+            while True:
+                delta = await queue.get()
+                yield delta
+                if delta.ending is not None:
+                    return
+        finally:
+            del self._streams[key]
+            if key in self._held:
+                self._send({"cancel": key})
+
+    async def drain(self, deadline_s: float) -> bool:
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), deadline_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """End the child. Streams that still run end FAILED."""
+        self._stopped = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        self._lose()
+        if self._process is not None and self._process.returncode is None:
+            try:
+                await asyncio.wait_for(self._process.wait(), 2.0)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()

@@ -1,0 +1,72 @@
+"""Conversations in OpenAI's shape to token ids, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from timechat.conversation import Message, as_role
+from timechat.errors import UserError
+from timechat.model.render import Renderer
+
+
+class MessageError(UserError):
+    """A message that cannot be rendered; `param` names it."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ThreadScribe:
+    """Renders in a thread of this process: for templates that are trusted."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self.stop_ids = renderer.stop_ids
+
+    async def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> list[int]:
+        return await asyncio.to_thread(render, self.renderer, messages)
+
+    async def encode(self, text: str) -> list[int]:
+        return await asyncio.to_thread(encode, self.renderer, text)
+
+
+def render(renderer: Renderer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The prompt of a conversation; raises MessageError for what no template takes."""
+    turns: list[Message] = []
+    for place, message in enumerate(messages):
+        role = "system" if message["role"] == "developer" else message["role"]
+        known = as_role(role)
+        if known is None:
+            raise MessageError(
+                f"messages[{place}].role", f"the model's template has no {role!r} turns"
+            )
+        turns.append(Message(known, text_of(message.get("content"), place)))
+    return renderer.prompt(turns)
+
+
+def encode(renderer: Renderer, text: str) -> list[int]:
+    """Ids of a bare text, under the tokenizer's own opening; special tokens in it are text."""
+    options: dict[str, Any] = {"split_special_tokens": True}
+    return list(renderer.tokenizer(text, **options)["input_ids"])
+
+
+def text_of(content: object, place: int) -> str:
+    """The text of a message's content: a string, or parts that are all text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    texts: list[str] = []
+    for part in content if isinstance(content, list) else []:
+        if part.get("type") != "text":
+            raise MessageError(
+                f"messages[{place}].content",
+                f"parts of the type {part.get('type')!r} are not understood: only text",
+            )
+        texts.append(str(part.get("text", "")))
+    return "".join(texts)

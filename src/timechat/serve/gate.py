@@ -1,0 +1,115 @@
+"""One request on its way: who asks, of which model, within which bounds, still listening?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from timechat.engine.responder import Piece
+from timechat.serve.errors import ApiError
+from timechat.serve.keys import Caller, Keys
+from timechat.serve.registry import Registry, Served
+from timechat.serve.settings import Settings
+from timechat.serve.sse import Pieces
+
+T = TypeVar("T")
+# How often a running answer looks whether its key is still valid, in seconds.
+RECHECK_S = 0.25
+
+
+class Gate:
+    """What a route needs to know about its request. Made by `gate_of`."""
+
+    def __init__(self, request: Request) -> None:
+        state = request.app.state
+        self.request = request
+        self.settings: Settings = state.settings
+        self.registry: Registry = state.registry
+        self.keys: Keys = state.keys
+        self.caller: Caller = request.state.caller
+        self._running: Counter[Caller] = state.running
+
+    def model(self, name: str) -> Served:
+        if self.registry.draining:
+            raise ApiError(503, "the server is shutting down", code="draining", retry_after_s=5)
+        return self.registry.get(name, self.caller.project)
+
+    async def watched(self, model: Served, pieces: Pieces) -> Pieces:
+        """`pieces` within the caller's bounds; ends when time, key or connection is gone."""
+        limits = self.settings.limits
+        if self._running[self.caller] >= limits.per_key:
+            raise ApiError(
+                429,
+                f"this key has {limits.per_key} answers running",
+                code="rate_limit_exceeded",
+                retry_after_s=1.0,
+            )
+        self._running[self.caller] += 1
+        try:
+            async with aclosing(pieces):
+                async for item in self._bounded(pieces):
+                    yield item
+        finally:
+            self._running[self.caller] -= 1
+            if not self._running[self.caller]:
+                del self._running[self.caller]
+
+    async def _bounded(self, pieces: Pieces) -> Pieces:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.limits.seconds
+        upcoming: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                upcoming = upcoming or asyncio.ensure_future(anext(pieces, None))
+                done, _ = await asyncio.wait({upcoming}, timeout=RECHECK_S)
+                if not self.keys.holds(self.caller):
+                    raise ApiError(401, "the API key was revoked", code="invalid_api_key")
+                if loop.time() > deadline:
+                    raise ApiError(
+                        503, "the answer took too long", code="timeout", retry_after_s=None
+                    )
+                if done:
+                    item, upcoming = upcoming.result(), None
+                    if item is None:
+                        return
+                    yield item
+        finally:
+            if upcoming is not None:
+                upcoming.cancel()
+                await asyncio.gather(upcoming, return_exceptions=True)
+
+    async def first(self, pieces: Pieces) -> tuple[int, Piece]:
+        """The first piece, or the refusal that came in its place."""
+        try:
+            return await anext(pieces)
+        except BaseException:
+            await pieces.aclose()
+            raise
+
+    async def attended(self, answer: Coroutine[Any, Any, T]) -> T:
+        """The whole answer, given up when the client closes its connection meanwhile."""
+        work = asyncio.ensure_future(answer)
+        gone = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientDisconnect
+            return work.result()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _gone(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+
+
+def gate_of(request: Request) -> Gate:
+    return Gate(request)

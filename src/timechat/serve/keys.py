@@ -1,0 +1,65 @@
+"""Who may come in: API keys, each of a project, kept as hashes and compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+DEFAULT_PROJECT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is. `key` is the first 12 hex digits of the key's hash, or empty."""
+
+    project: str = DEFAULT_PROJECT
+    key: str = ""
+
+
+class Keys:
+    """A set of keys. With none in it, everybody is a caller of the default project."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._projects: dict[bytes, str] = {}
+        for key in keys:
+            self.add(key)
+
+    def __len__(self) -> int:
+        return len(self._projects)
+
+    def add(self, key: str, project: str = DEFAULT_PROJECT) -> None:
+        self._projects[_digest(key)] = project
+
+    def revoke(self, key: str) -> None:
+        self._projects.pop(_digest(key), None)
+
+    def find(self, key: str | None) -> Caller | None:
+        """The caller with that key, or None. Looks at every key, so time tells nothing."""
+        if not self._projects:
+            return Caller()
+        offered = _digest(key or "")
+        found: bytes | None = None
+        for known in self._projects:
+            if hmac.compare_digest(known, offered):
+                found = known
+        if found is None or not key:
+            return None
+        return Caller(self._projects[found], found.hex()[:12])
+
+    def holds(self, caller: Caller) -> bool:
+        """Whether the caller's key is still valid (it may be revoked while an answer runs)."""
+        if not self._projects:
+            return True
+        return any(known.hex()[:12] == caller.key for known in self._projects)
+
+
+def credential(headers: Mapping[bytes, bytes]) -> str | None:
+    """The one parser of credentials: `Authorization: Bearer KEY`, nothing else."""
+    scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return key.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

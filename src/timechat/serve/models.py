@@ -1,0 +1,42 @@
+"""`/v1/models`: what can be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from timechat.serve.gate import gate_of
+from timechat.serve.registry import Served
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """Every model that this caller may ask."""
+    gate = gate_of(request)
+    rows = [model_row(model) for model in gate.registry.seen_by(gate.caller.project)]
+    return {"object": "list", "data": rows}
+
+
+@router.get("/v1/models/{name:path}")
+async def retrieve_model(name: str, request: Request) -> dict[str, Any]:
+    """One model, with its version's digest and what its engine can do."""
+    gate = gate_of(request)
+    return model_row(gate.registry.get(name, gate.caller.project))
+
+
+def model_row(model: Served) -> dict[str, Any]:
+    able = model.responder.capabilities
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "timechat",
+        "digest": model.digest,
+        "engine": able.engine,
+        "context_length": able.window,
+        **({"note": able.note} if able.note else {}),
+        **model.details,
+    }

@@ -1,0 +1,110 @@
+"""The models that a server answers with: added, switched and removed while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from timechat.engine.responder import Responder
+from timechat.errors import nearest
+from timechat.serve.errors import ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One name and what answers to it. `digest` tells versions apart; `project` None is open to
+    every caller."""
+
+    name: str
+    responder: Responder
+    digest: str = ""
+    project: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def sees(self, project: str) -> bool:
+        return self.project is None or self.project == project
+
+
+class Registry:
+    """Names to models. A model is immutable: a new version takes over its name."""
+
+    def __init__(self, drain_s: float = 30.0) -> None:
+        self.drain_s = drain_s
+        self.draining = False
+        self.loading: set[str] = set()
+        self._models: dict[str, Served] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(list(self._models.values()))
+
+    @property
+    def ready(self) -> bool:
+        return (
+            not self.draining
+            and not self.loading
+            and bool(self._models)
+            and all(model.responder.ready for model in self)
+        )
+
+    def get(self, name: str, project: str) -> Served:
+        """Raises ApiError 404 naming the nearest model; another project's is as good as absent.
+
+        One that is still loading is 503.
+        """
+        model = self._models.get(name)
+        if model is None and name in self.loading:
+            raise ApiError(503, f"{name} is loading", code="model_loading", retry_after_s=2.0)
+        if model is None or not model.sees(project):
+            known = [one.name for one in self if one.sees(project)]
+            hint = nearest(name, known) if known else "none is served yet"
+            raise ApiError(
+                404,
+                f"The model `{name}` does not exist here: {hint}",
+                code="model_not_found",
+                param="model",
+            )
+        return model
+
+    def seen_by(self, project: str) -> list[Served]:
+        return [model for model in self if model.sees(project)]
+
+    async def add(self, model: Served) -> None:
+        """Start (and so warm) the model, then give it its name; a former holder is drained.
+
+        Requests that run on the former version end there. Raises ModelError where it cannot start;
+        the former version then stays.
+        """
+        if not model.responder.ready:
+            await model.responder.start()
+        former = self._models.get(model.name)
+        self._models[model.name] = model
+        if former is not None and former.responder is not model.responder:
+            self._retire(former)
+
+    async def remove(self, name: str) -> None:
+        """Take the name away; what still runs may finish."""
+        former = self._models.pop(name, None)
+        if former is not None and all(m.responder is not former.responder for m in self):
+            self._retire(former)
+
+    def _retire(self, former: Served) -> None:
+        async def leave() -> None:
+            await former.responder.drain(self.drain_s)
+            await former.responder.stop()
+
+        task = asyncio.create_task(leave())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def close(self, drain_s: float | None = None) -> None:
+        """No new requests; running ones get `drain_s`; then everything ends."""
+        self.draining = True
+        deadline = self.drain_s if drain_s is None else drain_s
+        responders = {id(model.responder): model.responder for model in self}.values()
+        await asyncio.gather(*(one.drain(deadline) for one in responders))
+        await asyncio.gather(*(one.stop() for one in responders), *self._leaving)
