@@ -128,7 +128,7 @@ def _choose(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _with_splits(blobs: list[Blob], names: list[str], unread: list[str]) -> Found:
-    splits = [split_of(name) for name in names]
+    splits: list[Split | None] = [split_of(name) for name in names]
     # Without a file of training rows the words mean something else here.
     if "train" not in splits or len(set(splits)) < 2:
         return Found(blobs, {}, unread)
