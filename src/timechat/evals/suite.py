@@ -20,6 +20,8 @@ from timechat.shipped import shipped
 
 # The words that lead to an answer of the general suite.
 LEAD = "The answer is:"
+# Written by hand, written later, and made by bench/proof_items.py.
+ITEMS = ("general/items.jsonl", "general/more.jsonl", "general/generated.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +77,20 @@ def task_suite(questions: Sequence[Conversation], renderer: Renderer, limit: int
 def general_suite(renderer: Renderer, split: str = "measure") -> General:
     """The shipped suite for one tokenizer; `split` chooses the watched texts."""
     return General(
-        tuple(_choice(row, renderer) for row in _rows("general/items.jsonl")),
+        tuple(choices(renderer, "measure")),
         tuple(prose_examples(renderer, split)),
         tuple(answer_examples(renderer, split)),
     )
+
+
+def choices(renderer: Renderer, split: str) -> list[Choice]:
+    """General questions with one right and three wrong answers.
+
+    `measure` is for the report alone, `choose` is watched while training and decides nothing
+    that `measure` then judges.
+    """
+    rows = [row for name in ITEMS for row in _rows(name)]
+    return [_choice(row, renderer) for row in rows if row.get("split", "measure") == split]
 
 
 def answer_examples(renderer: Renderer, split: str) -> list[Example]:
