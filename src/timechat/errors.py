@@ -8,6 +8,7 @@
     │   ├── PlanError          the run would not fit this machine
     │   ├── RunError           a run directory
     │   ├── CheckpointError    a checkpoint that is missing, damaged or of another run
+    │   ├── ExportError        a model that cannot be written in a format, or did not pass its gate
     │   └── FetchError         nothing reachable, or what came is not what was pinned
     └── TrainingError          training cannot go on (a loss that is not finite)
 
@@ -54,6 +55,10 @@ class RunError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class ExportError(UserError):
+    """A model cannot be written in that format, or what was written did not answer the same."""
 
 
 class FetchError(UserError):

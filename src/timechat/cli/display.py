@@ -17,6 +17,7 @@ from rich.table import Table
 
 from timechat.records import Plan, Report, StepRecord
 from timechat.stages.doctor import Finding
+from timechat.stages.export import Exported
 from timechat.stages.show import Shown
 from timechat.stages.watch import Watcher
 
@@ -163,3 +164,20 @@ def show_findings(findings: list[Finding]) -> None:
         mark = "[green]✓[/green]" if finding.fine else "[red]✗[/red]"
         advice = "" if finding.fine else f" — {finding.advice}"
         console.print(f"{mark} {finding.name:<14} {escape(finding.found + advice)}")
+
+
+def show_export(done: Exported) -> None:
+    """What was written, and the gate's figures."""
+    for name in done.files:
+        console.print(f"  {name}", markup=False)
+    console.print(f"[green]✓[/green] export     {escape(done.figure)}")
+    for note in done.notes:
+        console.print(note, markup=False)
+    for measure in done.measures[:5]:
+        low, high = measure.ci95
+        console.print(
+            f"{measure.name}: {measure.before:.4g} to {measure.after:.4g} "
+            f"({measure.difference:+.4g} [{low:+.4g}, {high:+.4g}], {measure.verdict})",
+            markup=False,
+        )
+    console.print(f"{done.path}: {done.num_bytes / 1e6:.1f} MB", markup=False)

@@ -95,8 +95,13 @@ def choices(renderer: Renderer, split: str) -> list[Choice]:
 
 def answer_examples(renderer: Renderer, split: str) -> list[Example]:
     """General questions with good answers; answers carry weight."""
+    return [encode(row, renderer) for row in answer_conversations(split)]
+
+
+def answer_conversations(split: str) -> list[Conversation]:
+    """General questions with good answers, not rendered yet."""
     rows = [row for row in _rows("general/answers.jsonl") if row["split"] == split]
-    return [encode(Conversation.from_dict(row), renderer) for row in rows]
+    return [Conversation.from_dict(row) for row in rows]
 
 
 def prose_examples(renderer: Renderer, split: str) -> list[Example]:

@@ -221,14 +221,17 @@ def save_adapter(
     (folder / "base.json").write_text(json.dumps({"path": base_path, **ours}, indent=2) + "\n")
 
 
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Attach the PEFT LoRA adapter in `folder`, ours or PEFT's own.
+def read_adapter(folder: Path) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
+    """The scale, and A (r, in) and B (out, r) of each layer, of the PEFT LoRA in `folder`.
 
-    Raises CheckpointError for anything but a plain LoRA whose tensors fit the model exactly.
+    Raises CheckpointError for anything but a plain LoRA.
     """
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         raise CheckpointError(f"{folder} holds a {config.get('peft_type')} adapter; LoRA is known")
+    for key in ("alpha_pattern", "rank_pattern", "modules_to_save"):
+        if config.get(key):
+            raise CheckpointError(f"{folder} uses {key}, which is not known here: plain LoRA is")
     tensors = load_file(folder / ADAPTER_WEIGHTS)
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
     if config.get("use_rslora"):
@@ -236,14 +239,31 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     names = {
         key.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors if ".lora_" in key
     }
-    model.requires_grad_(False)
+    layers: dict[str, tuple[Tensor, Tensor]] = {}
     for name in sorted(names):
-        layer = LoraLinear(_linear(model, name), rank, alpha)
-        for part, parameter in layer.parts():
-            key = _peft_name(name, part)
-            if key not in tensors or tensors[key].shape != parameter.shape:
-                raise CheckpointError(f"{folder}: {key} is missing or has the wrong shape")
-            parameter.data.copy_(tensors[key])
+        keys = [_peft_name(name, part) for part in "AB"]
+        if not all(key in tensors for key in keys) or tensors[keys[0]].shape[0] != rank:
+            raise CheckpointError(f"{folder}: {keys} is missing or has the wrong shape")
+        layers[name] = (tensors[keys[0]], tensors[keys[1]])
+    return alpha / rank, layers
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Attach the PEFT LoRA adapter in `folder`, ours or PEFT's own.
+
+    Raises CheckpointError for anything but a plain LoRA whose tensors fit the model exactly.
+    """
+    scale, layers = read_adapter(folder)
+    model.requires_grad_(False)
+    for name, pair in layers.items():
+        rank = pair[0].shape[0]
+        layer = LoraLinear(_linear(model, name), rank, scale * rank)
+        for (part, parameter), value in zip(layer.parts(), pair, strict=True):
+            if value.shape != parameter.shape:
+                raise CheckpointError(
+                    f"{folder}: {_peft_name(name, part)} is missing or has the wrong shape"
+                )
+            parameter.data.copy_(value)
         _replace(model, name, layer)
 
 

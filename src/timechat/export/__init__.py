@@ -1,0 +1,1 @@
+"""The way out: adapter, merged safetensors and GGUF, each behind the gate."""

@@ -1,0 +1,45 @@
+"""How far an export may lie from what was evaluated, by its format.
+
+The argument: a format rounds every weight by a share r of its size, the errors are independent, so
+a log-probability moves in proportion to r; arithmetic in bf16 adds a part of its own. The factor
+depends on the model and was measured on two that differ in family, size and training (LAB.md has
+the table); the bounds here are three times the larger figure, so that a right export passes and a
+wrong one, which is off by whole nats, does not.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from timechat.export.gate import Tolerance
+
+# Mean change of a token's log-probability (nats) and the preference (nats) that may be lost.
+_FORMATS: dict[str, Tolerance] = {
+    "adapter": Tolerance(1e-4, 1e-3),
+    "merged": Tolerance(0.03, 0.25),
+    "f32": Tolerance(0.003, 0.03),
+    "f16": Tolerance(0.01, 0.1),
+    "bf16": Tolerance(0.03, 0.25),
+    "q8_0": Tolerance(0.05, 0.4),
+    "q5_1": Tolerance(0.25, 2.0),
+    "q5_0": Tolerance(0.3, 2.5),
+    "q4_1": Tolerance(0.5, 4.0),
+    "q4_0": Tolerance(0.6, 5.0),
+}
+# What arithmetic in bf16 adds between two ways of computing the same.
+_BF16_ARITHMETIC = Tolerance(0.05, 0.4)
+
+
+def tolerance_of(form: str, dtype: torch.dtype, rounded: bool = False) -> Tolerance:
+    """The tolerance of a format (`adapter`, `merged`, or a GGUF quantisation) when both models
+    are heard in `dtype`.
+
+    `rounded` says that the evaluated model held in bf16 what its files hold in fp32, so that an
+    export from the files differs by that much too.
+    """
+    parts = [_FORMATS[form]]
+    if rounded:
+        parts.append(_FORMATS["bf16"])
+    if dtype != torch.float32:
+        parts.append(_BF16_ARITHMETIC)
+    return Tolerance(sum(part.gap for part in parts), sum(part.margin for part in parts))

@@ -1,0 +1,411 @@
+"""`export`: write a model in a format, read it back, hold it against what was evaluated.
+
+Formats are the `export` room's; this is the order of things, and the rule that nothing is left
+behind when any of them fails.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from timechat.conversation import Conversation
+from timechat.errors import ExportError, nearest
+from timechat.evals.suite import answer_conversations, general_suite, task_suite
+from timechat.export import gate, inspection
+from timechat.export.card import Facts, base_name, use_of, write_card
+from timechat.export.ggufile import QUANTISATIONS, plan_slots, write_gguf
+from timechat.export.merged import write_merged, write_settings
+from timechat.export.ollama import read_chain, write_modelfile
+from timechat.export.readback import load_gguf, open_gguf, vocabulary_of
+from timechat.export.tolerance import tolerance_of
+from timechat.export.vocabulary import read_vocabulary
+from timechat.export.weights import Weights
+from timechat.model.adapt import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from timechat.model.load import Loaded, Source, digest_folder, load, load_tokenizer, resolve
+from timechat.model.machine import free_disk, free_memory
+from timechat.model.render import Renderer
+from timechat.recipe import Evaluate
+from timechat.records import Measure
+from timechat.stages import snapshot
+from timechat.stages.compare import measure_all
+from timechat.stages.prepare import load_prepared, rows_of_run
+from timechat.stages.watch import Watcher
+from timechat.store import build_folder, read_json, sha256, write_json, write_text
+
+FORMATS = ("adapter", "merged", "gguf")
+# Prompts that the gate asks, and their tokens in all: enough to see any mistake, little to wait.
+NUM_PROBES, PROBE_TOKENS = 16, 3000
+MEASURED = 200
+CARD, GATE, MODELFILE = "README.md", "gate.json", "Modelfile"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written where, and the gate's figures; the content of `gate.json`."""
+
+    path: str
+    format: str
+    quantisation: str
+    files: tuple[str, ...]
+    num_bytes: int
+    verdict: gate.Verdict
+    figure: str
+    stop_tokens: tuple[str, ...]
+    notes: tuple[str, ...]
+    measures: tuple[Measure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One export: what, as what, whereto."""
+
+    source: Source
+    form: str
+    quantisation: str
+    run: Path | None
+    name: str
+    rows: tuple[Conversation, ...]
+    watcher: Watcher
+
+    @property
+    def label(self) -> str:
+        return self.quantisation if self.form == "gguf" else self.form
+
+
+def export(
+    model: str,
+    form: str,
+    out: Path,
+    quantisation: str = "",
+    measure: bool = False,
+    watcher: Watcher | None = None,
+) -> Exported:
+    """Write MODEL at `out` as `adapter`, `merged` or `gguf`, if it answers the same from there.
+
+    A GGUF goes into the folder `out`, or to the file `out` when that ends in `.gguf`. Raises
+    ExportError, naming what was refused; nothing is left behind then.
+    """
+    watcher = watcher or Watcher()
+    quantisation = _checked(form, quantisation)
+    source = resolve(model, watcher.say)
+    run = _run_of(model, source)
+    job = _Job(source, form, quantisation, run, _name(model, run, source), _rows(run), watcher)
+    _refuse_taken(job, out)
+    _refuse_changed_base(source)
+    weights = Weights(source.folder, source.adapter)
+    with _target(out, job) as folder:
+        return _write(job, weights, folder, out, measure)
+
+
+def _checked(form: str, quantisation: str) -> str:
+    if form not in FORMATS:
+        raise ExportError(f"no format {form!r}: {nearest(form, FORMATS)}")
+    if form != "gguf":
+        if quantisation:
+            raise ExportError(f"--quantize is for gguf only; {form} keeps the base's numbers")
+        return ""
+    quantisation = (quantisation or "q8_0").lower()
+    if quantisation not in QUANTISATIONS:
+        raise ExportError(
+            f"no quantisation {quantisation!r}: {nearest(quantisation, QUANTISATIONS)}"
+        )
+    return quantisation
+
+
+def _write(job: _Job, weights: Weights, folder: Path, out: Path, measure: bool) -> Exported:
+    """Write, inspect, listen, describe: all in `folder`, which becomes `out` when this returns."""
+    say = job.watcher.say
+    tokenizer = load_tokenizer(job.source.adapter or job.source.folder)
+    renderer = Renderer(tokenizer)
+    config = cast(PretrainedConfig, AutoConfig.from_pretrained(job.source.folder))
+    file = _file_of(job, out)
+    _refuse_no_space(job, weights, config, folder)
+    _write_form(job, weights, config, renderer, folder / file)
+    say("reading it back and comparing every tensor, the template, the stop tokens and ids")
+    _inspect(job, weights, config, renderer, folder / file)
+    verdict, dtype, measures = _listen(job, weights.dtype, folder, folder / file, measure)
+    gate.refuse_unless(verdict, f"the {job.label} export")
+    notes = [f"compared in {str(dtype).removeprefix('torch.')}, on {_probed(job)}"]
+    if job.form == "gguf":
+        notes += _write_ollama(renderer, folder, file, _window(config))
+    stops = tuple(renderer.tokenizer.convert_ids_to_tokens(gate.stops_in_order(renderer)))
+    figure = verdict.figure
+    facts = Facts(
+        name=job.name,
+        form=job.form,
+        base=base_name(job.source.folder),
+        figures=(f"{figure}.", *_INSPECTED[job.form]),
+        report=_report(job.run),
+        measures=measures,
+        use=use_of(job.form, str(out), file.name, base_name(job.source.folder)),
+        notes=tuple(f"{note[0].upper()}{note[1:]}." for note in notes),
+    )
+    write_text(folder / _beside(job, out, CARD), write_card(facts))
+    files = tuple(sorted([*(p.name for p in folder.iterdir()), _beside(job, out, GATE)]))
+    total = sum(p.stat().st_size for p in folder.iterdir())
+    done = Exported(
+        str(out), job.form, job.quantisation, files, total, verdict, figure, stops,
+        tuple(notes), measures,
+    )  # fmt: skip
+    write_json(folder / _beside(job, out, GATE), done)
+    return done
+
+
+_INSPECTED = {
+    "adapter": ("The adapter's tensors are the evaluated ones, byte for byte.",),
+    "merged": (
+        "Every tensor is the base's with the adapter folded in, bit for bit; template, stop "
+        "tokens and token ids are the evaluated ones.",
+    ),
+    "gguf": (
+        "Every value is within its type's rounding of the evaluated one; template, stop tokens "
+        "and token ids are the evaluated ones.",
+    ),
+}
+
+
+def _write_form(
+    job: _Job, weights: Weights, config: PretrainedConfig, renderer: Renderer, path: Path
+) -> None:
+    stops = gate.stops_in_order(renderer)
+    if job.form == "adapter":
+        _copy_adapter(job.source, path)
+    elif job.form == "merged":
+        tick = job.watcher.track(f"merging {len(weights.entries)} tensors", len(weights.entries))
+        write_merged(weights, path, progress=tick)
+        write_settings(weights, path, renderer.tokenizer, stops)
+    else:
+        num_rows = int(config.vocab_size)
+        vocabulary = read_vocabulary(renderer.tokenizer, stops, num_rows)
+        total = len(plan_slots(weights, config, job.quantisation))
+        tick = job.watcher.track(f"writing {total} tensors as {job.quantisation}", total)
+        write_gguf(path, weights, config, vocabulary, job.quantisation, job.name, tick)
+
+
+def _inspect(
+    job: _Job, weights: Weights, config: PretrainedConfig, renderer: Renderer, path: Path
+) -> None:
+    questions = [row.question for row in job.rows]
+    if job.form == "adapter":
+        assert job.source.adapter is not None
+        if sha256(path / ADAPTER_WEIGHTS) != sha256(job.source.adapter / ADAPTER_WEIGHTS):
+            raise ExportError("not exported: the adapter's file changed on its way")
+        inspection.check_folder_ids(load_tokenizer(path), renderer, questions)
+    elif job.form == "merged":
+        inspection.check_settings_of_folder(path, renderer)
+        inspection.check_folder_ids(load_tokenizer(path), renderer, questions)
+        inspection.check_merged_tensors(weights, path)
+    else:
+        contents = open_gguf(path)
+        inspection.check_vocabulary(vocabulary_of(contents), renderer, questions)
+        inspection.check_gguf_tensors(contents, weights, config, job.quantisation)
+
+
+def _listen(
+    job: _Job, weights_dtype: torch.dtype, folder: Path, path: Path, measure: bool
+) -> tuple[gate.Verdict, torch.dtype, tuple[Measure, ...]]:
+    """The two models one after the other, so that only one is ever in memory."""
+    loaded = load(job.source)
+    rounded = weights_dtype == torch.float32 and loaded.model.dtype != torch.float32
+    dtype = _widen(loaded)
+    probes = make_probes(job.rows, loaded.renderer)
+    say = job.watcher.track
+    tick = say(f"hearing the evaluated model on {len(probes)} prompts", len(probes))
+    lines = gate.hear(loaded.model, probes, loaded.renderer.stop_ids, progress=tick)
+    before = _snapshot(job, loaded, "before") if measure else None
+    del loaded
+    gc.collect()
+    exported = _load_back(job, folder, path, dtype)
+    tick = say("hearing the exported one on the same tokens", len(lines))
+    heard = gate.follow(exported.model, lines, progress=tick)
+    verdict = gate.judge(lines, heard, tolerance_of(job.label, dtype, rounded))
+    if before is None or not verdict.passed:
+        return verdict, dtype, ()
+    after = _snapshot(job, exported, "after")
+    task = task_suite(job.rows, exported.renderer, MEASURED)
+    margin = Evaluate().retention_margin
+    return verdict, dtype, tuple(measure_all(task, before, after, margin))
+
+
+def _load_back(job: _Job, folder: Path, path: Path, dtype: torch.dtype) -> Loaded:
+    """The export as a model, from its files alone."""
+    source = Source("export", path)
+    if job.form == "gguf":
+        tokenizer = load_tokenizer(job.source.adapter or job.source.folder)
+        contents = open_gguf(path)
+        return Loaded(source, load_gguf(contents, dtype), tokenizer, Renderer(tokenizer))
+    if job.form == "adapter":
+        source = Source("export", job.source.folder, path)
+    loaded = load(source)
+    cast(nn.Module, loaded.model).to(dtype)
+    return loaded
+
+
+def _widen(loaded: Loaded) -> torch.dtype:
+    """Hear in fp32 where that fits: the format's own error then stands alone."""
+    needed = 4 * sum(p.numel() for p in loaded.model.parameters())
+    if not torch.cuda.is_available() and needed * 1.2 < free_memory():
+        cast(nn.Module, loaded.model).to(torch.float32)
+    return loaded.model.dtype
+
+
+def make_probes(rows: Sequence[Conversation], renderer: Renderer) -> list[gate.Probe]:
+    """At most `NUM_PROBES` questions with their reference answers, as token ids."""
+    probes: list[gate.Probe] = []
+    total = 0
+    for row in rows:
+        prompt = tuple(renderer.prompt(row.question))
+        whole = renderer.example(row.messages)
+        last = max((i for i, w in enumerate(whole.weights) if w > 0), default=-1)
+        answer = tuple(whole.ids[len(prompt) : last + 1])
+        if tuple(whole.ids[: len(prompt)]) != prompt:
+            answer = ()
+        if probes and total + len(prompt) + len(answer) > PROBE_TOKENS:
+            continue
+        probes.append(gate.Probe(row.id, prompt, answer))
+        total += len(prompt) + len(answer)
+        if len(probes) == NUM_PROBES:
+            break
+    return probes
+
+
+def _snapshot(job: _Job, loaded: Loaded, label: str) -> snapshot.Snapshot:
+    task = task_suite(job.rows, loaded.renderer, MEASURED)
+    return snapshot.take(loaded, task, general_suite(loaded.renderer), 96, job.watcher, label)
+
+
+def _copy_adapter(source: Source, folder: Path) -> None:
+    """The adapter and what it is spoken to with; the training state stays behind."""
+    if source.adapter is None:
+        raise ExportError(f"{source.name} is a whole model, not an adapter: export it merged")
+    for file in sorted(source.adapter.iterdir()):
+        if file.is_file() and file.name != "manifest.json":
+            shutil.copyfile(file, folder / file.name)
+    config = read_json(folder / ADAPTER_CONFIG)
+    config["base_model_name_or_path"] = base_name(source.folder)
+    write_json(folder / ADAPTER_CONFIG, config)
+
+
+def _write_ollama(renderer: Renderer, folder: Path, file: Path, window: int) -> list[str]:
+    """The Modelfile, or the reason why there is none."""
+    bos = str(renderer.tokenizer.bos_token or "")
+    vocabulary = vocabulary_of(open_gguf(folder / file))
+    chain = read_chain(renderer, bos if vocabulary.add_bos else "")
+    if chain is None:
+        return [
+            "no Modelfile: this chat template is no chain of turns, so Ollama's own template "
+            "language cannot say the same; llama.cpp and LM Studio read the template in the file"
+        ]
+    names = renderer.tokenizer.convert_ids_to_tokens(gate.stops_in_order(renderer))
+    write_text(folder / MODELFILE, write_modelfile(chain, file.name, names, window))
+    return []
+
+
+def _refuse_taken(job: _Job, out: Path) -> None:
+    paths = [out]
+    if out.suffix == ".gguf":
+        paths += [out.parent / _beside(job, out, name) for name in (MODELFILE, CARD, GATE)]
+    for path in paths:
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise ExportError(f"{path} exists: name another --out, or remove it first")
+
+
+def _refuse_changed_base(source: Source) -> None:
+    """An adapter on a base that was edited since is another model than the evaluated one."""
+    if source.adapter is None or not (source.adapter / "base.json").is_file():
+        return
+    known = str(read_json(source.adapter / "base.json").get("base_digest", ""))
+    if len(known) == 64 and known != digest_folder(source.folder):
+        raise ExportError(
+            f"the base in {source.folder} is not the one that {source.name} was trained on (its "
+            "digest differs): put the old one back"
+        )
+
+
+def _refuse_no_space(job: _Job, weights: Weights, config: PretrainedConfig, folder: Path) -> None:
+    needed = weights.num_bytes
+    if job.form == "gguf":
+        needed = sum(slot.num_bytes for slot in plan_slots(weights, config, job.quantisation))
+    if job.form != "adapter" and needed * 1.02 + 2**24 > free_disk(folder):
+        raise ExportError(
+            f"the export takes {needed / 1e9:.1f} GB and {folder.parent} has "
+            f"{free_disk(folder) / 1e9:.1f} GB left: free some space or name another --out"
+        )
+
+
+@contextmanager
+def _target(out: Path, job: _Job) -> Generator[Path]:
+    """A folder to fill that becomes `out`; for a single file, whose files move to its folder."""
+    if out.suffix != ".gguf" or job.form != "gguf":
+        with build_folder(out) as beside:
+            yield beside
+        return
+    inner = out.parent / f".{out.name}.parts"
+    with build_folder(inner) as beside:
+        yield beside
+    for file in sorted(inner.iterdir(), key=lambda p: p.suffix == ".gguf"):
+        os.replace(file, out.parent / file.name)
+    inner.rmdir()
+
+
+def _file_of(job: _Job, out: Path) -> Path:
+    """Where in the folder the model goes: a name for GGUF, the folder itself for the others."""
+    if job.form != "gguf":
+        return Path()
+    return Path(out.name if out.suffix == ".gguf" else f"{job.name}-{job.quantisation}.gguf")
+
+
+def _beside(job: _Job, out: Path, name: str) -> str:
+    """Beside a file of the user's naming, ours carry its name; a Modelfile must be called so."""
+    if job.form != "gguf" or out.suffix != ".gguf" or name == MODELFILE:
+        return name
+    return f"{out.stem}.{'md' if name == CARD else name}"
+
+
+def _run_of(model: str, source: Source) -> Path | None:
+    """The run behind a MODEL name, where there is one."""
+    places = [Path(model.partition("@")[0])]
+    if source.adapter is not None:
+        places += list(source.adapter.parents)[:2]
+    places += list(source.folder.parents)[:2]
+    return next((place for place in places if (place / "recipe.yaml").is_file()), None)
+
+
+def _rows(run: Path | None) -> tuple[Conversation, ...]:
+    """Held-out conversations: the run's own, else general questions that are shipped."""
+    if run is not None:
+        prepared = load_prepared(rows_of_run(run))
+        if rows := prepared.test or prepared.validation:
+            return rows
+    return tuple(answer_conversations("measure"))
+
+
+def _probed(job: _Job) -> str:
+    return "the run's held-out questions" if job.run is not None else "shipped general questions"
+
+
+def _name(model: str, run: Path | None, source: Source) -> str:
+    """A name for the card and the file: the run's, or the folder's."""
+    named = run.resolve().name if run is not None else Path(model).name
+    return named or source.folder.name
+
+
+def _report(run: Path | None) -> dict[str, Any] | None:
+    if run is None or not (run / "report.json").is_file():
+        return None
+    return cast(dict[str, Any], read_json(run / "report.json"))
+
+
+def _window(config: PretrainedConfig) -> int:
+    return int(getattr(config, "max_position_embeddings", 0) or 2048)
