@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from databases import cluster, ledger, ledger_url  # noqa: F401 - fixtures for every test
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

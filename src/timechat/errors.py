@@ -7,6 +7,7 @@
     │   ├── ModelError         a model folder, name or tokenizer
     │   ├── PlanError          the run would not fit this machine
     │   ├── RunError           a run directory
+    │   ├── LedgerError        the ledger's database, or a request that its rows do not allow
     │   ├── CheckpointError    a checkpoint that is missing, damaged or of another run
     │   ├── ExportError        a model that cannot be written in a format, or did not pass its gate
     │   └── FetchError         nothing reachable, or what came is not what was pinned
@@ -51,6 +52,10 @@ class PlanError(UserError):
 
 class RunError(UserError):
     """A run directory is missing, in use, or not what the command needs."""
+
+
+class LedgerError(UserError):
+    """The ledger cannot be opened, or what is asked of it is not allowed by what it holds."""
 
 
 class CheckpointError(UserError):

@@ -1,0 +1,91 @@
+"""The ledger's tables as they are now. How they came to be is in `migrations`.
+
+Times are milliseconds since 1970 in UTC. Nothing that a person said is ever overwritten: a changed
+mind is a new row, and the old one says when it was withdrawn.
+"""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+annotation_queues = Table(
+    "annotation_queues",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("annotators", Integer, nullable=False),  # how many people judge each item
+    Column("labels", JSON, nullable=False),  # the closed set of answers, or an empty list
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+annotation_items = Table(
+    "annotation_items",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("queue", ForeignKey("annotation_queues.id"), nullable=False),
+    Column("task", Text, nullable=False),  # judge | choose
+    Column("fingerprint", Text, nullable=False),  # hash of task, prompt and answers: nothing twice
+    Column("row_id", Text, nullable=False),
+    Column("group_name", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("line", Integer, nullable=False),
+    Column("prompt", JSON, nullable=False),  # messages, the answer not among them
+    Column("answers", JSON, nullable=False),  # [{text, origin}]: up to one to judge, two to choose
+    Column("created_ms", BigInteger, nullable=False),
+    UniqueConstraint("queue", "fingerprint"),
+)
+
+annotation_suggestions = Table(
+    "annotation_suggestions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("item", ForeignKey("annotation_items.id"), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    UniqueConstraint("item", "model"),
+)
+
+annotations = Table(
+    "annotations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("item", ForeignKey("annotation_items.id"), nullable=False),
+    Column("annotator", Text, nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("value", Text),
+    Column("note", Text, nullable=False),
+    Column("suggested", Text),  # the model whose suggestion was in view
+    Column("seconds", Float),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("withdrawn_ms", BigInteger),
+    Index("annotations_item", "item", "annotator"),
+)
+
+annotation_claims = Table(
+    "annotation_claims",
+    metadata,
+    Column("item", ForeignKey("annotation_items.id"), primary_key=True),
+    Column("annotator", Text, primary_key=True),
+    Column("until_ms", BigInteger, nullable=False),
+)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,149 @@
+"""Label Studio's tasks: `data`, `annotations` by people, `predictions` by models.
+
+The shapes are those of its documentation ("Label Studio Task Format", "Pairwise"). What its
+interface shows is `write_config`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from timechat.ledger.annotation import Item, Judgement, Queue, Suggestion
+from timechat.stages.exchange.fields import (
+    find_fields,
+    is_swapped,
+    name_answers,
+    read_time,
+    said_of,
+    write_prompt,
+    write_time,
+)
+
+
+def read_task(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Item:
+    """One task with what models predicted and people said. Raises ValueError and KeyError."""
+    data = row["data"]
+    prompt, answers = find_fields(data, columns)
+    predictions = [
+        Suggestion(str(found.get("model_version") or "model"), value)
+        for found in row.get("predictions") or ()
+        if (value := _value(found["result"])[1])
+    ]
+    item = Item(
+        "choose" if len(answers) == 2 else "judge",
+        prompt,
+        answers,
+        str(data.get("id", row.get("id", ""))),
+        str(data.get("group") or ""),
+        where,
+        suggestions=tuple(predictions),
+    )
+    swapped = bool(data.get("swapped"))
+    said = [_judgement(item, found, swapped) for found in row.get("annotations") or ()]
+    return replace(item, said=tuple(said))
+
+
+def write_tasks(queue: Queue) -> list[dict[str, Any]]:
+    """The queue as tasks that Label Studio imports and `read_task` reads back."""
+    said = queue.by_item()
+    return [_task(item, said.get(item.id, []), bool(queue.labels)) for item in queue.items()]
+
+
+def write_config(queue: Queue) -> str:
+    """The labelling interface under which Label Studio shows what `write_tasks` wrote."""
+    if {item.task for item in queue.items()} == {"choose"}:
+        return (
+            '<View>\n  <Text name="prompt" value="$prompt"/>\n'
+            '  <Pairwise name="choice" toName="answer_1,answer_2"/>\n'
+            '  <Text name="answer_1" value="$answer_1"/>\n'
+            '  <Text name="answer_2" value="$answer_2"/>\n</View>\n'
+        )
+    choices = queue.labels or ("right", "wrong")
+    inner = "".join(f"    <Choice value={quoteattr(label)}/>\n" for label in choices)
+    text = "" if queue.labels else '  <TextArea name="correction" toName="prompt"/>\n'
+    return (
+        '<View>\n  <Text name="prompt" value="$prompt"/>\n  <Text name="answer" value="$answer"/>\n'
+        f'  <Choices name="label" toName="prompt">\n{inner}  </Choices>\n{text}</View>\n'
+    )
+
+
+def _judgement(item: Item, found: Mapping[str, Any], swapped: bool) -> Judgement:
+    by = found.get("completed_by")
+    name = str(by.get("email") or by.get("id")) if isinstance(by, dict) else f"user {by}"
+    when = read_time(found.get("created_at"))
+    more: dict[str, Any] = {"seconds": found.get("lead_time"), "created_ms": when}
+    if found.get("was_cancelled"):
+        return Judgement(0, name, "skip", **more)
+    kind, value = _value(found["result"])
+    if item.task == "choose":
+        sides = ("second", "first") if swapped else ("first", "second")
+        verdict = {"left": sides[0], "right": sides[1]}.get(value, "tie")
+        return Judgement(0, name, verdict, **more)
+    if not value:
+        return Judgement(0, name, "skip", **more)
+    if kind == "choices" and value in ("right", "wrong"):
+        return Judgement(0, name, value, **more)
+    return said_of(item, name, value, **more)
+
+
+def _value(result: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The kind and the text of a result; a written correction says more than a choice beside it."""
+    found: dict[str, str] = {}
+    for part in result:
+        for kind in ("text", "choices", "selected"):
+            if value := part["value"].get(kind):
+                found.setdefault(kind, str(value if isinstance(value, str) else value[0]))
+    return next(((kind, found[kind]) for kind in ("text", "choices", "selected") if kind in found),
+                ("", ""))  # fmt: skip
+
+
+def _task(item: Item, said: Sequence[Judgement], has_labels: bool) -> dict[str, Any]:
+    data: dict[str, Any] = {"prompt": write_prompt(item.prompt), "id": item.row_id}
+    data |= {"group": item.group, "messages": [m.to_dict() for m in item.prompt]}
+    data |= name_answers(item)
+    if item.task == "choose":
+        data["swapped"] = is_swapped(item)
+    return {
+        "id": item.id,
+        "data": data,
+        "annotations": [
+            {
+                "id": number,
+                "completed_by": {"email": judgement.annotator},
+                "result": _result(item, judgement, has_labels),
+                "was_cancelled": judgement.verdict == "skip",
+                "created_at": write_time(judgement.created_ms),
+                "lead_time": judgement.seconds,
+            }
+            for number, judgement in enumerate(said, 1)
+        ],
+        "predictions": [
+            {"model_version": s.model, "result": _written(s.value, has_labels)}
+            for s in item.suggestions
+        ],
+    }
+
+
+def _result(item: Item, said: Judgement, has_labels: bool) -> list[dict[str, Any]]:
+    if said.verdict == "skip":
+        return []
+    if item.task == "choose":
+        sides = ("right", "left") if is_swapped(item) else ("left", "right")
+        side = {"first": sides[0], "second": sides[1]}.get(said.verdict)
+        shape = {"from_name": "choice", "to_name": "answer_1,answer_2", "type": "pairwise"}
+        return [shape | {"value": {"selected": side}}] if side else []
+    if said.value is not None:
+        return _written(said.value, has_labels)
+    is_label = has_labels and said.verdict == "right"
+    return _written(item.answers[0].text if is_label else said.verdict, True)
+
+
+def _written(value: str, is_choice: bool) -> list[dict[str, Any]]:
+    if is_choice:
+        name, kind, content = "label", "choices", {"choices": [value]}
+    else:
+        name, kind, content = "correction", "textarea", {"text": [value]}
+    return [{"from_name": name, "to_name": "prompt", "type": kind, "value": content}]
