@@ -17,7 +17,7 @@ from timechat.conversation import Conversation
 from timechat.data.sources import open_sources
 from timechat.errors import DataError, LedgerError
 from timechat.ledger.annotation import Judgement, Queue
-from timechat.recipe import parse_recipe
+from timechat.recipe import Data, parse_recipe
 from timechat.stages.annotate import measure_agreement, open_folder, reopen, suggest
 from timechat.stages.collect import collect, settle, spreadsheet
 from timechat.stages.exchange.argilla import write_records
@@ -74,7 +74,7 @@ def test_what_was_judged_becomes_rows_that_prepare_reads(queue: Queue, tmp_path:
     say(queue, "ann", "right", "=Ben.", "wrong")
     done = collect(queue, "rows", tmp_path / "out.jsonl")
     assert (done.written, done.left_out) == (2, {"wrong": 1})
-    rows = [row.found for row in open_sources([str(tmp_path / "out.jsonl")], {})[0].rows()]
+    rows = [row.found for row in open_sources([str(tmp_path / "out.jsonl")], Data())[0].rows()]
     assert all(isinstance(row, Conversation) for row in rows)
     assert [row.reference for row in rows if isinstance(row, Conversation)] == ["At five.", "Ben."]
     assert [row.group for row in rows if isinstance(row, Conversation)] == ["g0", "g1"]

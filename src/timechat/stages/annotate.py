@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation, Message
-from timechat.data.sources import PREPARED_CARD, open_sources
+from timechat.data.locate import PREPARED_CARD
+from timechat.data.sources import open_sources
 from timechat.engine.protocol import Ending, Sampling
 from timechat.errors import DataError, LedgerError
 from timechat.evals.agreement import Agreement, agreements
@@ -26,6 +27,7 @@ from timechat.ledger.annotation import (
     open_queue,
 )
 from timechat.ledger.database import open_ledger
+from timechat.recipe import Data
 from timechat.stages.chat import open_responder
 from timechat.stages.exchange.read import read_items
 from timechat.stages.prepare import SPLITS, load_prepared
@@ -186,7 +188,7 @@ def _from_file(path: Path, columns: dict[str, str], task: Task | None) -> Iterat
 
 
 def _from_rows(names: Sequence[str], columns: dict[str, str]) -> Iterator[Item]:
-    for source in open_sources(names, columns):
+    for source in open_sources(names, Data(columns=columns)):
         for row in source.rows():
             if isinstance(row.found, Conversation):
                 yield from _to_judge([row.found])
