@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from timechat.recipe import Recipe
+from timechat.recipe import Lora, Recipe
 from timechat.records import Derived, Plan
 
 # Share of the matrix rate that a whole training step reaches (bench/RESULTS.md).
@@ -20,6 +20,9 @@ ROWS_SEEN = 1500
 # The learning rate found best at one width; wider models want it smaller in proportion (the rule
 # for hidden layers in Yang et al. 2022, arXiv:2203.03466, which agrees with the 2e-4 usual at 7B).
 BASE_RATE, BASE_HIDDEN = 2e-3, 576
+# A model's own weights learn at a tenth of the rate of adapters (Schulman et al. 2025, "LoRA
+# without regret"; LAB.md).
+LORA_RATE_FACTOR = 10
 # User turns up to this many words are questions; longer ones are texts, whose every word may count.
 SHORT_QUESTION = 32
 GIB = 2**30
@@ -54,6 +57,9 @@ class Shape:
     vocabulary: int
     window: int
     weight_bytes: int
+    # The lowest layer with a weight that learns: nothing below it is gone back through.
+    lowest: int = 0
+    activation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +77,16 @@ def make_plan(recipe: Recipe, rows: Rows, shape: Shape, machine: Machine) -> Pla
     numbers: dict[str, Derived] = {}
     numbers["parameters"] = Derived(shape.parameters, "counted")
     numbers["trained_parameters"] = Derived(
-        shape.trained, f"rank {recipe.adapt.rank} × (in + out) of every adapted layer"
+        shape.trained,
+        f"rank {recipe.adapt.rank} × (in + out) of every adapted layer"
+        if isinstance(recipe.adapt, Lora)
+        else f"the model's own weights that adapt.method = {recipe.adapt.method} lets learn",
     )
     numbers["rows"] = Derived(rows.num_train, "training rows")
     numbers["row_tokens"] = Derived(rows.tokens, "real tokens of the training rows")
     _learning(numbers, recipe, rows, shape)
     _lengths(numbers, recipe, rows, shape)
-    _bytes(numbers, rows, shape)
+    _bytes(numbers, recipe, rows, shape, machine)
     _seconds(numbers, recipe, rows, shape, machine)
     refusal = _refusal(numbers, machine)
     about = {
@@ -111,11 +120,12 @@ def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Sh
     numbers["warmup_steps"] = Derived(
         max(1, round(train.warmup * max(1, steps))), f"{train.warmup:.0%} of the steps"
     )
-    rate = float(f"{BASE_RATE * min(1.0, BASE_HIDDEN / shape.hidden):.1e}")
+    base = BASE_RATE if isinstance(recipe.adapt, Lora) else BASE_RATE / LORA_RATE_FACTOR
+    rate = float(f"{base * min(1.0, BASE_HIDDEN / shape.hidden):.1e}")
     numbers["learning_rate"] = _given(
         train.learning_rate,
         rate,
-        f"{BASE_RATE:g} up to hidden size {BASE_HIDDEN} (LAB.md), beyond it as 1 / hidden size",
+        f"{base:g} up to hidden size {BASE_HIDDEN} (LAB.md), beyond it as 1 / hidden size",
     )
     short = rows.question_words <= SHORT_QUESTION
     numbers["word_dropout"] = _given(
@@ -124,8 +134,7 @@ def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Sh
         f"0.2 where a user turn has at most {SHORT_QUESTION} words on average (here "
         f"{rows.question_words:.0f}), else 0: answers should not hang on one word (LAB.md)",
     )
-    alpha = 2.0 * recipe.adapt.rank
-    numbers["alpha"] = _given(recipe.adapt.alpha, alpha, "2 × rank, so that rank is only capacity")
+    _adapt(numbers, recipe, shape)
     validations = min(8, max(1, numbers["steps"].value // 10))
     numbers["validations"] = _given(
         train.validations, validations, "one every 10 steps, at most 8 over the run"
@@ -133,6 +142,20 @@ def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Sh
     every = max(1, math.ceil(numbers["steps"].value / numbers["validations"].value))
     numbers["validate_every"] = Derived(every, "steps / validations, rounded up")
     numbers["checkpoint_every"] = _given(train.checkpoint_every, every, "at every validation")
+
+
+def _adapt(numbers: dict[str, Derived], recipe: Recipe, shape: Shape) -> None:
+    adapt = recipe.adapt
+    if isinstance(adapt, Lora):
+        rule = "2 × rank, so that rank is only capacity"
+        numbers["alpha"] = _given(adapt.alpha, 2.0 * adapt.rank, rule)
+    if adapt.activation is not None:
+        numbers["activation"] = Derived(
+            adapt.activation,
+            f"as the recipe says, where the base has {shape.activation}: every layer computes "
+            "something else than it learned, so expect to lose general ability; plain PEFT does "
+            "not know of it (compare with a run without it)",
+        )
 
 
 def _lengths(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape) -> None:
@@ -146,21 +169,57 @@ def _lengths(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Sha
     )
 
 
-def _bytes(numbers: dict[str, Derived], rows: Rows, shape: Shape) -> None:
+def _bytes(
+    numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape, machine: Machine
+) -> None:
+    batch = numbers["batch_rows"].value
     per_row = rows.tokens / max(1, rows.num_train)
-    step_tokens = max(rows.longest, round(per_row * numbers["batch_rows"].value))
-    # Kept for the backward pass, in bf16: about 14 vectors of the hidden size and 5 of the
-    # intermediate size in every layer.
-    activations = step_tokens * shape.layers * (14 * shape.hidden + 5 * shape.intermediate) * 2
-    states = shape.trained * 16
-    numbers["step_tokens"] = Derived(step_tokens, "mean row × rows a step")
-    total = shape.weight_bytes + states + activations + GIB // 2
+    numbers["step_tokens"] = Derived(
+        max(rows.longest, round(per_row * batch)), "mean row × rows a step"
+    )
+    states, states_rule = _state_bytes(recipe, shape)
+    fixed = shape.weight_bytes + states + GIB // 2
+
+    def total(micro: int) -> int:
+        # Kept for the backward pass, in bf16: about 14 vectors of the hidden size and 5 of the
+        # intermediate size in every layer that is gone back through.
+        tokens = max(rows.longest, round(per_row * micro))
+        layers = shape.layers - shape.lowest
+        return fixed + tokens * layers * (14 * shape.hidden + 5 * shape.intermediate) * 2
+
+    micro = batch
+    while micro > 1 and total(micro) > machine.memory_bytes:
+        micro = -(-micro // 2)
+    numbers["micro_rows"] = _given(
+        recipe.train.micro_rows, micro, "the rows of a step, halved until a step fits the memory"
+    )
+    micro = min(batch, numbers["micro_rows"].value)
     numbers["memory_bytes"] = Derived(
-        total, "weights + 16 bytes a trained weight + activations of one step + 0.5 GiB"
+        total(micro),
+        f"weights + {states_rule} + activations of {micro} rows + 0.5 GiB",
     )
+    saved = 4 * _has_average(recipe) + 12
+    whole = 0 if isinstance(recipe.adapt, Lora) else shape.weight_bytes
     numbers["checkpoint_bytes"] = Derived(
-        shape.trained * 12 + 4_000_000, "12 bytes a trained weight"
+        whole + shape.trained * saved + 4_000_000,
+        f"{saved} bytes a trained weight{' + the model' if whole else ''}",
     )
+
+
+def _has_average(recipe: Recipe) -> bool:
+    return recipe.train.average > 0
+
+
+def _state_bytes(recipe: Recipe, shape: Shape) -> tuple[int, str]:
+    """What training keeps of the weights that learn, beside the model: bytes and rule."""
+    average = 4 * _has_average(recipe)
+    if isinstance(recipe.adapt, Lora):
+        each = 16 + average
+        return shape.trained * each, f"{each} bytes a trained weight"
+    size = round(shape.weight_bytes / shape.parameters)
+    # Gradient 4 and AdamW 8; what the weight was; a master where the model's own is not fp32.
+    each = 12 + average + size + (4 if size < 4 else 0)
+    return shape.trained * each, f"{each} bytes a trained weight (its original among them)"
 
 
 def _seconds(
@@ -168,8 +227,12 @@ def _seconds(
 ) -> None:
     share = recipe.train.replay
     held = share / (1 - min(share, 0.9)) * rows.tokens
-    # Forwards and backwards through frozen weights, and the gradients of the trained ones.
-    trunk = (rows.computed_tokens + held) * (4 * shape.trunk + 6 * shape.trained)
+    is_lora = isinstance(recipe.adapt, Lora)
+    # Forwards through all weights, backwards to the lowest that learns, and the gradients of those
+    # that do; an adapter's weights are beside the trunk's and go forwards too.
+    reach = 1 - shape.lowest / max(1, shape.layers)
+    learned = 6 * shape.trained if is_lora else 2 * min(shape.trained, reach * shape.trunk)
+    trunk = (rows.computed_tokens + held) * (2 * shape.trunk * (1 + reach) + learned)
     # Logits where there is a target, and the base's beside them on held rows.
     head = (4 * rows.target_tokens + 6 * held) * shape.vocabulary * shape.hidden
     flops = numbers["epochs"].value * (trunk + head)
@@ -184,7 +247,7 @@ def _refusal(numbers: dict[str, Derived], machine: Machine) -> str:
     if need > have:
         return (
             f"training needs about {need / GIB:.1f} GiB and {have / GIB:.1f} GiB are free: choose "
-            "a smaller base, train.max_length or train.batch_rows"
+            "a smaller base, train.max_length or adapt.method = lora"
         )
     disk = 4 * numbers["checkpoint_bytes"].value
     if disk > machine.disk_bytes:

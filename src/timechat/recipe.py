@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from timechat.errors import RecipeError, nearest
 
 Auto = Literal["auto"]
-DataShape = Literal[
-    "auto", "chat", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text_label",
-    "preference", "kto", "text",
-]  # fmt: skip
+# A number of layers from the end, a range, or a list of numbers, ranges and patterns of names.
+LayerChoice = int | str | tuple[int | str, ...]
 
 
 class Section(BaseModel):
@@ -37,33 +35,72 @@ class Data(Section):
     )
     test: tuple[str, ...] = Field(default=(), description="empty: split off the training rows")
     prepared: str | None = Field(default=None, description="a folder left by `timechat prepare`")
-    columns: dict[str, str] = Field(default={}, description="role: column or field name")
-    shape: DataShape = Field(default="auto", description="what the rows are; auto: told by looking")
-    encoding: str = Field(default="auto", description="of text files; auto: told by looking")
-    delimiter: str = Field(default="auto", description="of tables; auto: told by looking")
-    tool_calls: Literal["text", "drop"] = Field(
-        default="text", description="text: written as <tool_call>…</tool_call>"
-    )
-    passage_characters: Annotated[int, Field(ge=100)] = Field(
-        default=2000, description="how long a passage of plain text is, about"
-    )
+    columns: dict[str, str] = Field(default={}, description="role: column name, for CSV and TSV")
     system: str = Field(default="", description="the system prompt of every row that brings none")
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.10
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class Lora(Section):
-    """Low-rank adapters (Hu et al. 2021) on the linear layers named by `targets`."""
+class Adapt(Section):
+    """What every method has: how strongly it is applied, and the activation it may change."""
+
+    strength: Annotated[float, Field(ge=0, le=1.25)] | Auto = Field(
+        default="auto", description="share of what was learned that is kept; auto: by validation"
+    )
+    activation: str | None = Field(
+        default=None, description="another activation for the MLP layers, such as relu"
+    )
+
+
+class Lora(Adapt):
+    """Low-rank adapters (Hu et al. 2021) on the linear layers named by `targets` and `layers`."""
 
     method: Literal["lora"] = "lora"
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     alpha: Annotated[float, Field(gt=0)] | Auto = Field(
         default="auto", description="auto: 2 × rank"
     )
-    targets: Literal["all", "attention", "mlp"] = "all"
-    strength: Annotated[float, Field(ge=0, le=1.25)] | Auto = Field(
-        default="auto", description="the adapter's scale after training; auto: chosen on validation"
+    rslora: bool = Field(
+        default=False, description="scale by alpha / √rank (Kalajdzievski 2023), not alpha / rank"
     )
+    targets: Literal["all", "attention", "mlp"] | tuple[str, ...] = Field(
+        default="all", description="all, attention or mlp, or a list of names and patterns"
+    )
+    layers: LayerChoice = Field(
+        default="all", description="a number: the last so many; a range such as 20-29; a list"
+    )
+
+
+class Full(Adapt):
+    """Every weight learns."""
+
+    method: Literal["full"] = "full"
+
+
+class Layers(Adapt):
+    """Some of the model's own layers learn; what lies below them is frozen."""
+
+    method: Literal["layers"] = "layers"
+    layers: LayerChoice = Field(
+        default="auto",
+        description="a number: the last so many; a range such as 20-29; a list of numbers, ranges "
+        "and patterns of names; auto: the last sixth",
+    )
+    embeddings: bool = Field(default=False, description="whether the input embeddings learn too")
+    head: bool = Field(default=False, description="whether the output head and its norm learn too")
+
+
+def _method_of(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return cast(Mapping[str, Any], value).get("method", "lora")
+    return getattr(value, "method", None)
+
+
+METHODS: dict[str, type[Adapt]] = {"lora": Lora, "full": Full, "layers": Layers}
+Method = Annotated[
+    Annotated[Lora, Tag("lora")] | Annotated[Full, Tag("full")] | Annotated[Layers, Tag("layers")],
+    Discriminator(_method_of),
+]
 
 
 class Train(Section):
@@ -73,6 +110,9 @@ class Train(Section):
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
     batch_rows: Annotated[int, Field(ge=1, le=4096)] | Auto = Field(
         default="auto", description="conversations in one optimizer step"
+    )
+    micro_rows: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto", description="conversations worked on at a time; changes memory, no number"
     )
     replay: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.12, description="share of a step's tokens that hold the model to what it was"
@@ -87,7 +127,12 @@ class Train(Section):
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.3, description="share of the steps that the served weights are averaged over"
     )
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="on matrices; norms and biases are left alone"
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="how the learning rate goes on after the warm-up"
+    )
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.1, description="share of the steps"
     )
@@ -120,7 +165,7 @@ class Recipe(Section):
 
     base: str = Field(default="starter", description="a Hub id, a folder, or starter")
     data: Data = Data()
-    adapt: Lora = Lora()
+    adapt: Method = Lora()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
 
@@ -142,7 +187,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds a {type(raw).__name__}; a recipe is a mapping of sections")
     for text in overrides:
-        apply_override(raw, text)
+        _apply_override(raw, text)
     recipe = parse_recipe(raw, where=str(path))
     return recipe.model_copy(update={"data": _resolve(recipe.data, path.parent)})
 
@@ -161,8 +206,7 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def apply_override(raw: dict[str, Any], text: str) -> None:
-    """Put `section.key=value` into a raw recipe. Raises RecipeError."""
+def _apply_override(raw: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"{text!r} is not section.key=value, for example train.epochs=3")
@@ -188,16 +232,25 @@ def _scalar(text: str) -> Any:
 
 
 def _explain(fault: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
+    loc = [str(part) for part in fault["loc"]]
+    if fault["type"] == "union_tag_invalid":
+        tag = str(fault["ctx"]["tag"])
+        return f"adapt.method = {tag!r} is no method ({nearest(tag, METHODS)})"
+    method = None
+    if loc[0] == "adapt" and len(loc) > 1 and loc[1] in METHODS:
+        method = loc.pop(1)
+    place = ".".join(loc)
     if fault["type"] == "extra_forbidden":
-        *parents, name = fault["loc"]
-        known = _keys_at([str(p) for p in parents])
-        return f"unknown key {place!r} ({nearest(str(name), known)})"
+        known = _keys_at(loc[:-1], method)
+        whose = f" of adapt.method = {method}" if method else ""
+        return f"unknown key {place!r}{whose} ({nearest(loc[-1], known)})"
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{place} = {fault.get('input')!r}: {message}"
 
 
-def _keys_at(path: list[str]) -> list[str]:
+def _keys_at(path: list[str], method: str | None) -> list[str]:
+    if method is not None:
+        return list(METHODS[method].model_fields)
     model: type[BaseModel] = Recipe
     for name in path:
         field = model.model_fields.get(name)

@@ -25,7 +25,8 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SHOWN = (
     "parameters", "trained_parameters", "rows", "row_tokens", "epochs", "steps", "batch_rows",
-    "learning_rate", "word_dropout", "alpha", "max_length", "memory_bytes", "train_seconds",
+    "micro_rows", "learning_rate", "word_dropout", "alpha", "activation", "max_length",
+    "memory_bytes", "train_seconds",
 )  # fmt: skip
 
 
@@ -48,7 +49,7 @@ class Display(Watcher):
         table = Table(title="the plan", title_justify="left", box=None, pad_edge=False)
         for name in ("what", "value", "rule"):
             table.add_column(name, overflow="fold")
-        for name in SHOWN:
+        for name in (name for name in SHOWN if name in plan.numbers):
             number = plan.numbers[name]
             table.add_row(name.replace("_", " "), _nice(name, number.value), number.rule)
         console.print(table)

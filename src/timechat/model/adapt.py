@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timechat.errors import CheckpointError, ModelError
+from timechat.model.choose import choose_layers, find_activation, layer_list, matches, number_of
+from timechat.recipe import LayerChoice
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# What stands beside the model in a checkpoint: what it was made from, and how.
+BASE_NOTE = "base.json"
 _PEFT_PREFIX = "base_model.model."
 # Names of linear layers that are attention's, over the families; every other one is MLP's.
 _ATTENTION_PARTS = ("attn", "attention", "q_proj", "k_proj", "v_proj", "query_key_value")
@@ -96,14 +100,22 @@ class LoraLinear(nn.Module):
         return self.scale * (self.lora_b @ self.lora_a)
 
 
-def attach(model: nn.Module, rank: int, alpha: float, targets: str, seed: int = 0) -> int:
+def attach(
+    model: nn.Module,
+    rank: int,
+    alpha: float,
+    targets: str | Sequence[str],
+    seed: int = 0,
+    layers: LayerChoice = "all",
+) -> int:
     """Freeze `model` and put adapters on its linear layers; returns the number of trained weights.
 
-    `targets` is `all`, `attention` or `mlp`; the output head is never one. The same seed gives
-    the same start. Raises ModelError when the model has no linear layer of that kind.
+    `targets` is `all`, `attention`, `mlp` or a list of names and patterns, `layers` which decoder
+    layers get any; the output head never does. The same seed gives the same start. Raises
+    ModelError when the model has no such linear layer.
     """
     model.requires_grad_(False)
-    chosen = target_layers(model, targets)
+    chosen = target_layers(model, targets, layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, layer in chosen.items():
@@ -111,17 +123,33 @@ def attach(model: nn.Module, rank: int, alpha: float, targets: str, seed: int = 
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def target_layers(model: nn.Module, targets: str) -> dict[str, nn.Linear]:
-    """The linear layers that `targets` names. Raises ModelError when there is none."""
+def target_layers(
+    model: nn.Module, targets: str | Sequence[str], layers: LayerChoice = "all"
+) -> dict[str, nn.Linear]:
+    """The linear layers that `targets` and `layers` name. Raises ModelError when there is none."""
     head = output_head(model)
-    chosen = {
+    linear = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer is not head and _wanted(name, targets)
+        if isinstance(layer, nn.Linear) and layer is not head
     }
-    if not chosen:
+    if not isinstance(targets, str):
+        for pattern in targets:
+            if not any(matches(name, pattern) for name in linear):
+                raise ModelError(f"adapt.targets: no linear layer's name matches {pattern!r}")
+    if layers != "all":
+        place, every = layer_list(model)
+        chosen = choose_layers(layers, len(every))
+        linear = {
+            name: layer
+            for name, layer in linear.items()
+            if number_of(name, place) in chosen.numbers
+            or any(matches(name, pattern) for pattern in chosen.patterns)
+        }
+    linear = {name: layer for name, layer in linear.items() if _wanted(name, targets)}
+    if not linear:
         raise ModelError(f"the model has no linear layer for adapt.targets = {targets!r}")
-    return chosen
+    return linear
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
@@ -213,12 +241,17 @@ def save_adapter(
         "use_dora": False,
         # Full names, so that nothing but what was trained is ever adapted.
         "target_modules": sorted(layers),
-        "timechat": {"base_digest": base_digest, "targets": targets},
+        "timechat": {
+            "base_digest": base_digest,
+            "targets": targets,
+            # The run's own, where it changed the base's: `load` puts it back.
+            "activation": find_activation(model),
+        },
     }
     # PEFT refuses keys it does not know, so ours stand beside its file.
     ours = config.pop("timechat")
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "base.json").write_text(json.dumps({"path": base_path, **ours}, indent=2) + "\n")
+    (folder / BASE_NOTE).write_text(json.dumps({"path": base_path, **ours}, indent=2) + "\n")
 
 
 def read_adapter(folder: Path) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
@@ -267,7 +300,9 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         _replace(model, name, layer)
 
 
-def _wanted(name: str, targets: str) -> bool:
+def _wanted(name: str, targets: str | Sequence[str]) -> bool:
+    if not isinstance(targets, str):
+        return any(matches(name, pattern) for pattern in targets)
     attention = any(part in name for part in _ATTENTION_PARTS)
     return targets == "all" or attention == (targets == "attention")
 

@@ -26,8 +26,8 @@ from transformers.utils import logging as transformers_logging
 from timechat.errors import CheckpointError, ModelError, RunError
 from timechat.guard import check_model_folder, read_config
 from timechat.manifest import MANIFEST, newest, verify
-from timechat.model.adapt import ADAPTER_CONFIG, load_adapter
-from timechat.model.fused import fuse
+from timechat.model.adapt import ADAPTER_CONFIG, BASE_NOTE, load_adapter
+from timechat.model.choose import find_activation, set_activation
 from timechat.model.render import Renderer
 from timechat.model.starter import FOLDER, cache_folder, starter_folder
 from timechat.store import sha256, write_text
@@ -136,21 +136,9 @@ def load(source: Source, system: str = "") -> Loaded:
     model = _from_pretrained(source.folder, pick_dtype())
     if source.adapter is not None:
         load_adapter(model, source.adapter)
+        _reactivate(model, source.adapter)
     model.eval()
-    still(model)
-    fuse(model)
     return Loaded(source, model, tokenizer, Renderer(tokenizer, system))
-
-
-def still(model: torch.nn.Module) -> None:
-    """Switch off whatever dropout a family brings (GPT-2, OPT, Phi, BLOOM): a step is a function of
-    its rows and weights alone, or no run could be continued bit for bit."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
-                setattr(module, name, 0.0)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -211,13 +199,25 @@ def digest_folder(folder: Path) -> str:
 def _from_pretrained(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
     try:
-        # transformers chooses SDPA where the family's attention fits it (Gemma 2's caps do not).
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **options)
+    except ValueError as error:
+        if "sdpa" not in str(error):
+            raise ModelError(f"{folder} cannot be loaded: {error}") from None
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from None
     if torch.cuda.is_available():
         cast(torch.nn.Module, model).to("cuda")
     return model
+
+
+def _reactivate(model: PreTrainedModel, adapter: Path) -> None:
+    """Give the base the activation that an adapter of ours was trained under."""
+    about = adapter / BASE_NOTE
+    if about.is_file():
+        name = json.loads(about.read_text(encoding="utf-8")).get("activation")
+        if name and name != find_activation(model):
+            set_activation(model, name)
 
 
 def _adapter_source(name: str, folder: Path, say: Callable[[str], None]) -> Source:

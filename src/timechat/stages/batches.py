@@ -28,9 +28,17 @@ def plan_steps(room: Room) -> list[Callable[[], tuple[Batch, ...]]]:
 
     def step(number: int) -> tuple[Batch, ...]:
         held = replay[number % len(replay)] if replay else []
-        return (pack([example(row, number) for row in rows[number]], held),)
+        return _cut([example(row, number) for row in rows[number]], held, plan["micro_rows"])
 
     return [lambda number=number: step(number) for number in range(len(rows))]
+
+
+def _cut(rows: list[Example], held: list[Example], micro_rows: int) -> tuple[Batch, ...]:
+    """One step's rows in micro-batches of `micro_rows`, the held rows spread over them."""
+    count = max(1, -(-len(rows) // micro_rows))
+    return tuple(
+        pack(rows[i * micro_rows : (i + 1) * micro_rows], held[i::count]) for i in range(count)
+    )
 
 
 def _replay_batches(room: Room) -> list[list[Example]]:

@@ -15,12 +15,12 @@ from torch import Tensor
 from timechat.conversation import Conversation
 from timechat.data.pack import Example, encode, pack
 from timechat.evals.run import likelihoods
-from timechat.model.adapt import ADAPTER_WEIGHTS, merged
-from timechat.model.load import Loaded
+from timechat.model.adapt import adapters, merged
+from timechat.model.load import Loaded, load, resolve
 from timechat.model.render import Renderer
 from timechat.records import Check, DataCard, Measure
 from timechat.store import sha256
-from timechat.training.checkpoint import LEARNING, STATE, Identity, restore, save
+from timechat.training.checkpoint import Identity, restore, save
 from timechat.training.loop import Trainer
 
 SAMPLE = 500
@@ -105,7 +105,7 @@ def check_resume(
         for step in steps[half:]:
             trainer.advance(step)
         save(folder / "resumed", trainer, loaded, identity, {})
-        names = (ADAPTER_WEIGHTS, LEARNING, STATE)
+        names = [p.relative_to(folder / "whole") for p in (folder / "whole").rglob("*.safetensors")]
         equal = [sha256(folder / "whole" / n) == sha256(folder / "resumed" / n) for n in names]
     trainer.rewind(begin)
     return Check(
@@ -116,19 +116,25 @@ def check_resume(
     )
 
 
-def check_export(loaded: Loaded, examples: Sequence[Example]) -> Check:
-    """Merged weights against the adapter, on held-out answers."""
+def check_export(loaded: Loaded, examples: Sequence[Example], best: Path) -> Check:
+    """What is handed on against what was evaluated, on held-out answers: an adapter folded into
+    its base, or the folder `best` loaded again."""
     rows = list(examples[:64])
-    adapter = likelihoods(loaded.model, rows)
-    with merged(loaded.model):
-        folded = likelihoods(loaded.model, rows)
-    tokens = sum(row.num_tokens for row in adapter)
-    gap = sum(abs(a.nats - b.nats) for a, b in zip(adapter, folded, strict=True)) / tokens
-    same = sum(a.hits == b.hits for a, b in zip(adapter, folded, strict=True))
+    evaluated = likelihoods(loaded.model, rows)
+    if adapters(loaded.model):
+        what = "merged weights differ from the adapter"
+        with merged(loaded.model):
+            handed = likelihoods(loaded.model, rows)
+    else:
+        what = "the saved model, loaded again, differs from what was evaluated"
+        handed = likelihoods(load(resolve(str(best))).model, rows)
+    tokens = sum(row.num_tokens for row in evaluated)
+    gap = sum(abs(a.nats - b.nats) for a, b in zip(evaluated, handed, strict=True)) / tokens
+    same = sum(a.hits == b.hits for a, b in zip(evaluated, handed, strict=True))
     return Check(
         "export",
         gap <= EXPORT_TOLERANCE,
-        f"merged weights differ from the adapter by {gap:.4f} nats a token on {len(rows)} "
+        f"{what} by {gap:.4f} nats a token on {len(rows)} "
         f"held-out answers (at most {EXPORT_TOLERANCE:g}); {same} of {len(rows)} with the same "
         "greedy tokens",
     )

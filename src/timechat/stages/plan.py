@@ -11,8 +11,9 @@ import torch
 from timechat.conversation import Conversation
 from timechat.data.pack import Example, shared_prefix
 from timechat.model import machine
-from timechat.model.adapt import target_layers
+from timechat.model.choose import find_activation
 from timechat.model.load import Loaded
+from timechat.model.method import count_learning
 from timechat.planning import Machine, Rows, Shape, make_plan
 from timechat.recipe import Recipe
 from timechat.records import Plan
@@ -61,6 +62,7 @@ def measure_shape(loaded: Loaded, recipe: Recipe) -> Shape:
     model = loaded.model
     config = model.config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
+    trained, lowest = count_learning(model, recipe.adapt)
     hidden = int(config.hidden_size)
     embedding = cast(torch.nn.Embedding, model.get_input_embeddings()).weight.numel()
     head = 0 if config.tie_word_embeddings else embedding
@@ -68,7 +70,8 @@ def measure_shape(loaded: Loaded, recipe: Recipe) -> Shape:
     intermediate = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
     return Shape(
         parameters=parameters,
-        trained=count_adapter(loaded, recipe.adapt.rank, recipe.adapt.targets),
+        trained=trained,
+        lowest=lowest,
         trunk=trunk,
         layers=int(config.num_hidden_layers),
         hidden=hidden,
@@ -76,13 +79,7 @@ def measure_shape(loaded: Loaded, recipe: Recipe) -> Shape:
         vocabulary=int(config.vocab_size),
         window=int(getattr(config, "max_position_embeddings", 0) or 2048),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-    )
-
-
-def count_adapter(loaded: Loaded, rank: int, targets: str) -> int:
-    return sum(
-        rank * (layer.in_features + layer.out_features)
-        for layer in target_layers(loaded.model, targets).values()
+        activation=find_activation(model) or "",
     )
 
 

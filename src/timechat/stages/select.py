@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from timechat.data.pack import Example
 from timechat.evals.run import accuracy, likelihoods, mean_nats
 from timechat.evals.suite import answer_examples
-from timechat.model.adapt import disabled, set_strength
 from timechat.model.load import Loaded
 from timechat.stages.watch import Watcher
+from timechat.training.loop import Trainer
 
 STRENGTHS = (1.0, 0.8, 0.6)
-# Drift on general answers up to which an adapter is left at full strength, in nats per token.
+# Drift on general answers up to which what was learned is left at full strength, in nats per token.
 DRIFT = 0.15
 
 
@@ -42,16 +42,16 @@ def choose_checkpoint(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def choose_strength(
-    loaded: Loaded, alpha: float, validation: Sequence[Example], watcher: Watcher
+    trainer: Trainer, loaded: Loaded, validation: Sequence[Example], watcher: Watcher
 ) -> float:
-    """The strongest adapter whose drift on general answers is small, or else the one that loses
-    the least of both. Leaves the adapter at that strength."""
+    """The greatest strength whose drift on general answers is small, or else the one that loses
+    the least of both. Leaves the model at that strength."""
     watched = answer_examples(loaded.renderer, "choose")
-    with disabled(loaded.model):
+    with trainer.change.base():
         before = mean_nats(likelihoods(loaded.model, watched))
     best, best_value = 1.0, float("-inf")
     for strength in STRENGTHS:
-        set_strength(loaded.model, alpha * strength)
+        trainer.settle(strength)
         drift = mean_nats(likelihoods(loaded.model, watched)) - before
         right = accuracy(likelihoods(loaded.model, validation))
         watcher.say(
@@ -63,5 +63,5 @@ def choose_strength(
             best, best_value = strength, value
         if drift <= DRIFT:
             break
-    set_strength(loaded.model, alpha * best)
+    trainer.settle(best)
     return best

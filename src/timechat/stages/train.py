@@ -16,11 +16,11 @@ from typing import Any
 
 from timechat.errors import RunError, UserError
 from timechat.manifest import newest
-from timechat.model.adapt import attach, set_strength
 from timechat.model.load import Loaded, digest_folder, load_tokenizer
 from timechat.model.machine import peak_memory
+from timechat.model.method import begin, name_method, name_targets
 from timechat.model.render import Renderer
-from timechat.recipe import Recipe, dump_recipe, load_recipe
+from timechat.recipe import Lora, Recipe, dump_recipe, load_recipe
 from timechat.records import Check, Plan, Report
 from timechat.stages import snapshot
 from timechat.stages.batches import plan_steps
@@ -68,7 +68,7 @@ def train(recipe: Recipe, out: Path, watcher: Watcher | None = None) -> Run:
         room.loaded, room.task, room.general, room.plan["max_new_tokens"], watcher, "after"
     )
     snapshot.write(after, room.task, out / "evals" / "after")
-    checks.append(check_export(room.loaded, room.task.examples))
+    checks.append(check_export(room.loaded, room.task.examples, out / "best"))
     report = build_report(
         out,
         room.task,
@@ -134,7 +134,8 @@ def _learn(room: Room) -> tuple[list[Check], float]:
     Returns the checks that could be made on the way, and the strength.
     """
     loaded, plan, recipe = room.loaded, room.plan, room.recipe
-    attach(loaded.model, recipe.adapt.rank, plan["alpha"], recipe.adapt.targets, recipe.train.seed)
+    alpha = plan["alpha"] if isinstance(recipe.adapt, Lora) else 0.0
+    change = begin(loaded.model, recipe.adapt, alpha, recipe.train.seed)
     settings = Settings(
         num_steps=plan["steps"],
         learning_rate=plan["learning_rate"],
@@ -143,8 +144,9 @@ def _learn(room: Room) -> tuple[list[Check], float]:
         clip=recipe.train.clip,
         replay_weight=recipe.train.replay_weight,
         average_steps=recipe.train.average * plan["steps"],
+        schedule=recipe.train.schedule,
     )
-    trainer = Trainer(loaded.model, settings)
+    trainer = Trainer(loaded.model, settings, change)
     identity = _identity(room)
     served = _served(room)
     checks = _checks_at_start(room, trainer, served, identity)
@@ -160,7 +162,7 @@ def _identity(room: Room) -> checkpoint.Identity:
     source = room.loaded.source
     return checkpoint.Identity(
         base_path=str(source.folder),
-        targets=room.recipe.adapt.targets,
+        targets=name_targets(room.recipe.adapt),
         fingerprints={
             "base": digest_folder(source.folder),
             "data": room.prepared.card.digest,
@@ -250,11 +252,11 @@ def _restore_weights(
 def _strength(room: Room, trainer: Trainer) -> float:
     wanted = room.recipe.adapt.strength
     strength = (
-        choose_strength(room.loaded, room.plan["alpha"], room.validation, room.watcher)
+        choose_strength(trainer, room.loaded, room.validation, room.watcher)
         if wanted == "auto"
         else float(wanted)
     )
-    set_strength(trainer.model, room.plan["alpha"] * strength)
+    trainer.settle(strength)
     return strength
 
 
@@ -287,7 +289,7 @@ def _cost(room: Room, strength: float) -> dict[str, Any]:
     best = (room.out / "best").resolve().name
     return {
         "base": room.recipe.base,
-        "method": f"LoRA, rank {room.recipe.adapt.rank}, {room.recipe.adapt.targets} linear layers",
+        "method": name_method(room.recipe.adapt),
         "best": best,
         "strength": strength,
         "steps": len(steps),

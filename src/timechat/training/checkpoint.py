@@ -1,8 +1,9 @@
 """Checkpoints: a folder that exists when its manifest verifies, and from which training goes on.
 
-The averaged model stands at the top in PEFT's format; below `state/` are the weights that learn,
-the optimizer, the gradient of a step under way and the loop's place. safetensors and JSON only.
-What to keep and when to save is the stage's decision.
+The averaged model stands at the top, adapters in PEFT's format and other weights as a plain model
+folder; below `state/` are the weights that learn, the optimizer, the gradient of a step under way
+and the loop's place. safetensors and JSON only. What to keep and when to save is the stage's
+decision.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from timechat.errors import CheckpointError
 from timechat.manifest import read_manifest, verify, write_manifest
-from timechat.model.adapt import ADAPTER_WEIGHTS, peft_weights, save_adapter
+from timechat.model.adapt import ADAPTER_WEIGHTS, adapters, peft_weights
 from timechat.model.load import Loaded
+from timechat.model.method import save_model
 from timechat.records import CheckpointInfo
 from timechat.store import Draft, build_folder, read_json, write_json, write_text
 from timechat.training.loop import Begun, Trainer
@@ -26,6 +29,7 @@ from timechat.training.loop import Begun, Trainer
 STATE = "state/optimizer.safetensors"
 LEARNING = "state/weights.safetensors"
 GRADIENT = "state/gradient.safetensors"
+AVERAGE = "state/average.safetensors"
 LOOP = "state/loop.json"
 CARD = "README.md"
 
@@ -132,11 +136,12 @@ def restore(folder: Path, trainer: Trainer, identity: Identity) -> dict[str, Any
                 f"{folder} was trained with another {name}; put it back, or start a new run"
             )
     learning = load_file(folder / LEARNING)
-    served = load_file(folder / ADAPTER_WEIGHTS)
+    average = _average(folder, trainer, learning)
     with torch.no_grad():
-        for i, name in enumerate(peft_weights(trainer.model)):
-            trainer.average[i].copy_(served[name])
-            trainer.parameters[i].copy_(learning[str(i)])
+        for i, parameter in enumerate(trainer.parameters):
+            trainer.average[i].copy_(average[i])
+            parameter.copy_(learning[str(i)])
+    trainer.refresh()
     _restore_optimizer(trainer, load_file(folder / STATE))
     _restore_gradient(folder, trainer)
     loop = read_json(folder / LOOP)
@@ -152,9 +157,18 @@ def parent_of(folder: Path) -> dict[str, Any]:
     return {"step": manifest["step"], "sha256": manifest["sha256"]}
 
 
+def _average(folder: Path, trainer: Trainer, learning: Mapping[str, Tensor]) -> list[Tensor]:
+    """The served weights in fp32, in the order of the trainer's parameters."""
+    if adapters(trainer.model):
+        served = load_file(folder / ADAPTER_WEIGHTS)
+        return [served[name] for name in peft_weights(trainer.model)]
+    kept = load_file(folder / AVERAGE) if trainer.has_average else learning
+    return [kept[str(i)] for i in range(len(trainer.parameters))]
+
+
 def _save_model(folder: Path, loaded: Loaded, identity: Identity) -> None:
     digest = identity.fingerprints["base"]
-    save_adapter(loaded.model, folder, identity.base_path, digest, identity.targets)
+    save_model(loaded.model, folder, identity.base_path, digest, identity.targets)
     loaded.tokenizer.save_pretrained(folder)
     if identity.card:
         write_text(folder / CARD, identity.card)
@@ -164,6 +178,10 @@ def _save_state(folder: Path, trainer: Trainer, notes: Mapping[str, Any]) -> Non
     """Everything below `state/`: what training needs to go on as if it had never stopped."""
     learning = {str(i): p.detach().cpu() for i, p in enumerate(trainer.parameters)}
     save_file(learning, folder / LEARNING)
+    if trainer.has_average and not adapters(trainer.model):
+        # The model at the top is rounded; the average goes on from what it was.
+        average = {str(i): p.detach().cpu() for i, p in enumerate(trainer.average)}
+        save_file(average, folder / AVERAGE)
     save_file(_optimizer_tensors(trainer), folder / STATE)
     if trainer.begun.batches:
         gradient = {

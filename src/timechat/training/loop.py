@@ -10,17 +10,21 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from timechat.data.pack import Batch, Example, pack
 from timechat.errors import TrainingError
-from timechat.model.adapt import disabled
-from timechat.model.head import divergence, head_of, hidden_states, nats
+from timechat.model.head import Head, divergence, head_of, hidden_states, nats
+from timechat.model.method import Change
+from timechat.model.weights import fp32_master
 from timechat.records import StepRecord
+
+Schedule = Literal["cosine", "linear", "constant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Settings:
     replay_weight: float
     # How many steps the served weights are averaged over; 0 serves the last step's.
     average_steps: float = 0.0
+    schedule: Schedule = "cosine"
 
 
 @dataclass(slots=True)
@@ -67,27 +72,32 @@ class NotFiniteError(TrainingError):
 class Trainer:
     """The state that a step changes: parameters, their average, optimizer, number of steps done.
 
-    The model holds the parameters that learn. What is validated, saved and served is their
-    exponential average (Polyak and Juditsky 1992), which `averaged` puts into the model for a
-    while and `settle` for good.
+    The parameters that learn are fp32: the model's own, or masters of them, of which the model
+    holds a rounded copy. What is validated, saved and served is their exponential average (Polyak
+    and Juditsky 1992), which `averaged` puts into the model for a while and `settle` for good.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: Settings) -> None:
+    def __init__(
+        self, model: PreTrainedModel, settings: Settings, change: Change | None = None
+    ) -> None:
         self.model = model
         self.settings = settings
+        self.change = change or Change(model)
         self.step = 0
         self.begun = Begun()
         # What a roll-back leaves of the learning rate.
         self.rate_scale = 1.0
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._held = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [fp32_master(p) for p in self._held]
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            _groups(self.parameters, settings.weight_decay),
             lr=settings.learning_rate,
             betas=(0.9, 0.999),
-            weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.average = self.parameters
+        if settings.average_steps > 1:
+            self.average = [p.detach().clone() for p in self.parameters]
         self._head = head_of(model)
         self._teachers: dict[str, Tensor] = {}
 
@@ -113,6 +123,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.refresh()
         self._follow()
         return StepRecord(
             step=self.step,
@@ -158,32 +169,53 @@ class Trainer:
                 raise StepInterruptedError(f"stopped within step {self.step + 1}")
         return begun.loss, begun.held if num_held else None
 
+    @property
+    def has_average(self) -> bool:
+        """Whether what is served is another set of numbers than what learns."""
+        return self.average is not self.parameters
+
     def rewind(self, parameters: Sequence[Tensor]) -> None:
         """Start anew from `parameters`, as if no step had been done."""
         _copy(self.parameters, parameters)
         _copy(self.average, parameters)
+        self.refresh()
         self.optimizer.state.clear()
         self.step = 0
         self.begun = Begun()
 
+    def refresh(self) -> None:
+        """Round the masters into the model, where the model holds copies of them."""
+        for held, master in zip(self._held, self.parameters, strict=True):
+            if held is not master:
+                held.data.copy_(master.detach())
+
     @contextmanager
     def averaged(self) -> Generator[None]:
         """The model with the averaged weights, while the block runs."""
+        if not self.has_average:
+            yield
+            return
         learning = [p.detach().clone() for p in self.parameters]
         self.settle()
         try:
             yield
         finally:
             _copy(self.parameters, learning)
+            self.refresh()
 
-    def settle(self) -> None:
-        """Leave the averaged weights in the model: training is over."""
+    def settle(self, strength: float = 1.0) -> None:
+        """Leave the averaged weights in the model, at a strength: training is over."""
+        if strength != 1 and not self.has_average:
+            self.average = [p.detach().clone() for p in self.parameters]
         _copy(self.parameters, self.average)
+        self.change.strengthen(strength, self.parameters, self.average)
+        self.refresh()
 
     def _follow(self) -> None:
         """Move the average; the first steps count less, or the untrained start would linger."""
-        horizon = self.settings.average_steps
-        decay = min(1 - 1 / horizon, self.step / (self.step + 9)) if horizon > 1 else 0.0
+        if not self.has_average:
+            return
+        decay = min(1 - 1 / self.settings.average_steps, self.step / (self.step + 9))
         for average, parameter in zip(self.average, self.parameters, strict=True):
             average.lerp_(parameter.detach(), 1 - decay)
 
@@ -197,14 +229,20 @@ class Trainer:
             return loss, None
         rest = slice(batch.num_target_tokens, None)
         teacher = self._teacher(batch.held)
-        return loss, divergence(hidden[rest], self._head, teacher, weights[rest])
+        return loss, divergence(hidden[rest], self._head, teacher, weights[rest], self._former())
+
+    def _former(self) -> Head:
+        """The base's head."""
+        head, of_base = self._head, self.change.of_base
+        bias = None if head.bias is None else of_base(head.bias).detach()
+        return replace(head, weight=of_base(head.weight).detach(), bias=bias)
 
     def _teacher(self, rows: tuple[Example, ...]) -> Tensor:
         """The base's hidden states at the targets of held rows (n, D), computed once and kept."""
         fresh = [row for row in rows if row.id not in self._teachers]
         if fresh:
             batch = pack(fresh)
-            with torch.no_grad(), disabled(self.model):
+            with torch.no_grad(), self.change.base():
                 found = hidden_states(self.model, batch.ids, batch.layout, batch.target_index)
             parts = found.split([row.num_targets for row in fresh])
             self._teachers |= {row.id: part for row, part in zip(fresh, parts, strict=True)}
@@ -228,9 +266,24 @@ def fit(
         yield trainer.advance(steps[trainer.step](), is_stopping)
 
 
+def _groups(parameters: Sequence[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms and biases, which have one axis, do not."""
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine to zero (Loshchilov and Hutter 2016, arXiv:1608.03983)."""
+    """Linear warm-up, then a cosine to zero (Loshchilov and Hutter 2016, arXiv:1608.03983), a line
+    to zero, or a constant."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, settings.num_steps - settings.warmup_steps)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    done = min(1.0, done)
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    if settings.schedule == "linear":
+        return settings.learning_rate * (1 - done)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

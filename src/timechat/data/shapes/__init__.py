@@ -1,1 +1,0 @@
-"""What rows can look like, and how each look is read as a conversation."""
