@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 Role = Literal["system", "user", "assistant"]
@@ -38,7 +38,10 @@ class Conversation:
     `id` is the content's hash unless the row named one. `group` names rows that belong together
     (one fact, one document): a split that we make keeps a group on one side, and statistics
     cluster by it. `answers` are short strings of which a right answer contains one; empty where
-    the reference answer itself is the only measure.
+    the reference answer itself is the only measure. `rejected` is the answer that was preferred
+    less than the last one, where the row says so.
+
+    A conversation of assistant turns alone is no conversation but a text (`is_text`).
     """
 
     id: str
@@ -48,6 +51,12 @@ class Conversation:
     group: str = ""
     tags: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    rejected: str = ""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a passage of text, which is learned as it stands, under no template."""
+        return is_text(self.messages)
 
     @property
     def question(self) -> tuple[Message, ...]:
@@ -66,14 +75,12 @@ class Conversation:
 
     def with_system(self, text: str) -> Conversation:
         """The same conversation under a system prompt, unless it brings its own."""
-        if not text or (self.messages and self.messages[0].role == "system"):
+        if not text or self.is_text or (self.messages and self.messages[0].role == "system"):
             return self
         return self.with_messages((Message("system", text), *self.messages))
 
     def with_messages(self, messages: tuple[Message, ...]) -> Conversation:
-        return Conversation(
-            self.id, messages, self.source, self.line, self.group, self.tags, self.answers
-        )
+        return replace(self, messages=messages)
 
     def to_dict(self) -> dict[str, Any]:
         out: dict[str, Any] = {"id": self.id, "messages": [m.to_dict() for m in self.messages]}
@@ -83,6 +90,8 @@ class Conversation:
         for name in ("tags", "answers"):
             if value := getattr(self, name):
                 out[name] = list(value)
+        if self.rejected:
+            out["rejected"] = self.rejected
         return out
 
     @classmethod
@@ -99,7 +108,13 @@ class Conversation:
             group=row.get("group", ""),
             tags=tuple(row.get("tags", ())),
             answers=tuple(row.get("answers", ())),
+            rejected=row.get("rejected", ""),
         )
+
+
+def is_text(messages: Sequence[Message]) -> bool:
+    """Whether nobody is spoken to: assistant turns alone."""
+    return bool(messages) and all(message.role == "assistant" for message in messages)
 
 
 def content_hash(messages: tuple[Message, ...]) -> str:

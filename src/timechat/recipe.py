@@ -18,6 +18,10 @@ from timechat.errors import RecipeError, nearest
 Auto = Literal["auto"]
 # A number of layers from the end, a range, or a list of numbers, ranges and patterns of names.
 LayerChoice = int | str | tuple[int | str, ...]
+DataShape = Literal[
+    "auto", "chat", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text_label",
+    "preference", "kto", "text",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -35,7 +39,16 @@ class Data(Section):
     )
     test: tuple[str, ...] = Field(default=(), description="empty: split off the training rows")
     prepared: str | None = Field(default=None, description="a folder left by `timechat prepare`")
-    columns: dict[str, str] = Field(default={}, description="role: column name, for CSV and TSV")
+    columns: dict[str, str] = Field(default={}, description="role: column or field name")
+    shape: DataShape = Field(default="auto", description="what the rows are; auto: told by looking")
+    encoding: str = Field(default="auto", description="of text files; auto: told by looking")
+    delimiter: str = Field(default="auto", description="of tables; auto: told by looking")
+    tool_calls: Literal["text", "drop"] = Field(
+        default="text", description="text: written as <tool_call>…</tool_call>"
+    )
+    passage_characters: Annotated[int, Field(ge=100)] = Field(
+        default=2000, description="how long a passage of plain text is, about"
+    )
     system: str = Field(default="", description="the system prompt of every row that brings none")
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.10
     seed: Annotated[int, Field(ge=0)] = 0
@@ -187,7 +200,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds a {type(raw).__name__}; a recipe is a mapping of sections")
     for text in overrides:
-        _apply_override(raw, text)
+        apply_override(raw, text)
     recipe = parse_recipe(raw, where=str(path))
     return recipe.model_copy(update={"data": _resolve(recipe.data, path.parent)})
 
@@ -206,7 +219,8 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(raw: dict[str, Any], text: str) -> None:
+def apply_override(raw: dict[str, Any], text: str) -> None:
+    """Put `section.key=value` into a raw recipe. Raises RecipeError."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"{text!r} is not section.key=value, for example train.epochs=3")

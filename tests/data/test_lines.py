@@ -51,9 +51,9 @@ def test_bytes_that_are_not_utf8_and_nul_bytes_are_faults_with_a_column(tmp_path
     [
         (b"", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
-        (b"PK\x03\x04rest", "spreadsheet"),
-        (b"\x1f\x8b\x08", "gzip"),
-        ("a,b\n".encode("utf-16"), "UTF-16"),
+        (b"\xd0\xcf\x11\xe0old", "old Office"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\x1f\x8b\x08", "cut off"),
         (b"a,b\n\0\1", "binary"),
         (b"a,b\rc,d\r", "lone CR"),
     ],

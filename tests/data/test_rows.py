@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from timechat.conversation import Conversation, Message
 from timechat.data.clean import Drop
-from timechat.data.rows import BadRowError, parse_row
+from timechat.data.items import BadRowError, json_item
+from timechat.data.rows import to_conversation
+from timechat.data.shapes.shape import Reading
+from timechat.data.shapes.turns import CHAT
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 NAMES = TEXT.map(str.strip).filter(bool)
@@ -33,6 +36,11 @@ ANYTHING = st.recursive(
     max_leaves=8,
 )
 ANSWERED = '{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}'
+
+
+def parse_row(text: str, source: str, line: int, ignored: set[str]) -> Conversation:
+    reading = Reading({"messages": "messages"}, ignored=ignored)
+    return to_conversation(json_item(text, line), CHAT, reading, source)
 
 
 def reason(text: str) -> str:

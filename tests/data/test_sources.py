@@ -9,6 +9,7 @@ from timechat.conversation import Conversation
 from timechat.data.clean import Drop
 from timechat.data.sources import Source, open_sources, read_questions
 from timechat.errors import DataError
+from timechat.recipe import Data
 
 GOOD = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
 
@@ -19,7 +20,7 @@ def write(path: Path, content: str | bytes) -> str:
 
 
 def only(name: str, **columns: str) -> Source:
-    (source,) = open_sources([name], columns)
+    (source,) = open_sources([name], Data(columns=columns))
     return source
 
 
@@ -92,7 +93,7 @@ def test_named_columns_fill_every_role(tmp_path: Path) -> None:
     ("header", "columns", "said"),
     [
         ("x,y", {}, "--column user=NAME"),
-        ("instruction,input,output", {}, "more than one reading"),
+        ("question,answer,text,label", {}, "more than one reading"),
         ("x,y", {"user": "x", "assistant": "z"}, "no column 'z'"),
         ("text,label", {"user": "txt", "assistant": "label"}, "did you mean 'text'"),
         ("x,y", {"user": "x"}, "but not assistant"),
@@ -105,7 +106,7 @@ def test_columns_that_cannot_be_found_are_refused(
 ) -> None:
     name = write(tmp_path / "a.csv", header + "\n1,2\n")
     with pytest.raises(DataError) as caught:
-        open_sources([name], columns)
+        open_sources([name], Data(columns=columns))
     assert said in str(caught.value)
 
 
@@ -115,23 +116,23 @@ def test_a_folder_stands_for_its_data_files_in_order(tmp_path: Path) -> None:
     write(tmp_path / "c.tsv", "text\tlabel\nx,1\ty\n")
     write(tmp_path / "readme.md", "no data")
     write(tmp_path / ".hidden.jsonl", GOOD)
-    sources = open_sources([str(tmp_path)], {})
+    sources = open_sources([str(tmp_path)], Data())
     assert [s.name for s in sources] == [f"{tmp_path}/{n}" for n in ("a.csv", "b.jsonl", "c.tsv")]
     assert pairs(sources[2]) == [("x,1", "y")]
 
 
 def test_files_that_hold_no_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file at"):
-        open_sources([str(tmp_path / "none.jsonl")], {})
+        open_sources([str(tmp_path / "none.jsonl")], Data())
     with pytest.raises(DataError, match="without data files"):
-        open_sources([str(tmp_path)], {})
-    with pytest.raises(DataError, match=r"ends in \.json"):
-        open_sources([write(tmp_path / "a.json", "[]")], {})
+        open_sources([str(tmp_path)], Data())
+    with pytest.raises(DataError, match=r"ends in \.docx"):
+        open_sources([write(tmp_path / "a.docx", "text")], Data())
     with pytest.raises(DataError, match="only blank lines"):
-        open_sources([write(tmp_path / "a.csv", "\n\n")], {})
+        open_sources([write(tmp_path / "a.csv", "\n\n")], Data())
     write(tmp_path / "card.json", "{}")
     with pytest.raises(DataError, match="is a prepared folder"):
-        open_sources([str(tmp_path)], {})
+        open_sources([str(tmp_path)], Data())
 
 
 def test_questions_are_all_usable_or_refused_with_the_line(tmp_path: Path) -> None:

@@ -100,3 +100,18 @@ def test_a_template_without_a_stop_token_is_refused() -> None:
     template = "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
     with pytest.raises(ModelError, match="never stop"):
         Renderer(build_tokenizer(template))
+
+
+def test_a_text_is_learned_whole_under_no_template_and_a_special_token_in_it_is_plain_text(
+    renderer: Renderer,
+) -> None:
+    text = "Once <|im_end|> upon a time."
+    rendered = renderer.example([Message("assistant", text)])
+    assert renderer.tokenizer.decode(rendered.ids) == text + "<|im_end|>"
+    assert set(rendered.weights) == {1.0}
+    assert rendered.ids.count(renderer.tokenizer.eos_token_id) == 1
+    opening, rest = Message("assistant", "Once ", 0.0), Message("assistant", "upon a time.")
+    assert renderer.tokenizer.decode(renderer.prompt([opening])) == "Once "
+    both = renderer.example([opening, rest])
+    assert both.weights[:5] == [0.0] * 5
+    assert both.ids[: len(renderer.prompt([opening]))] == renderer.prompt([opening])

@@ -69,15 +69,25 @@ def demo(out: Path, strict: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The prepared folder.")
-@click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help="For CSV and TSV.")
+@click.option("--out", type=click.Path(path_type=Path), help="The prepared folder.")
+@click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help="Which column is it.")
+@click.option("--shape", default="auto", help="What the rows are [told by looking].")
+@click.option("--validation", multiple=True, metavar="FILE", help="Rows you held out yourself.")
+@click.option("--test", multiple=True, metavar="FILE", help="Likewise.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of `data`.")
+@click.option("--look", is_flag=True, help="Only show what was recognised, with three rows.")
 @click.option("--system", default="", help="System prompt of every row that brings none.")
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
 @JSON
 def prepare(
     inputs: tuple[Path, ...],
-    out: Path,
+    out: Path | None,
     columns: tuple[str, ...],
+    shape: str,
+    validation: tuple[str, ...],
+    test: tuple[str, ...],
+    settings: tuple[str, ...],
+    look: bool,
     system: str,
     seed: int,
     as_json: bool,
@@ -86,19 +96,36 @@ def prepare(
 
     \b
     timechat prepare chats.jsonl --out prepared
+    timechat prepare reviews.csv --look
     timechat prepare reviews.csv --out prepared --column user=ReviewText --column assistant=Label
+    timechat prepare faq.xlsx --out prepared --set passage_characters=1000
     """
     from timechat.cli.display import Display, console
-    from timechat.recipe import parse_recipe
+    from timechat.recipe import apply_override, parse_recipe
     from timechat.stages.prepare import prepare as run
+    from timechat.stages.prepare import recognised
 
-    data = {
-        "train": [str(path) for path in inputs],
-        "columns": _columns(columns),
-        "system": system,
-        "seed": seed,
+    raw: dict[str, Any] = {
+        "data": {
+            "train": [str(path) for path in inputs],
+            "columns": _columns(columns),
+            "shape": shape,
+            "validation": list(validation),
+            "test": list(test),
+            "system": system,
+            "seed": seed,
+        }
     }
-    prepared = run(parse_recipe({"data": data}).data, out, Display().say)
+    for setting in settings:
+        apply_override(raw, f"data.{setting}")
+    data = parse_recipe(raw, where="prepare").data
+    if look:
+        found = recognised(data, Display().say)
+        _emit(found, as_json)
+        return
+    if out is None:
+        raise click.UsageError("name the folder to leave the rows in with --out, or give --look")
+    prepared = run(data, out, Display().say)
     card = prepared.card
     splits = ", ".join(f"{count} {name}" for name, count in card.splits.items())
     console.print(f"{card.rows_in} rows in = {splits}, {card.rows_dropped} dropped", markup=False)
@@ -479,7 +506,9 @@ def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
     columns: dict[str, str] = {}
     for pair in pairs:
         role, equals, name = pair.partition("=")
-        roles = ("system", "user", "assistant", "group", "id")
+        roles = (
+            "system", "user", "assistant", "group", "id", "input", "rejected", "messages", "text",
+        )  # fmt: skip
         if not equals or role not in roles:
             raise click.UsageError(
                 f"--column {pair!r}: write ROLE=NAME, ROLE one of {', '.join(roles)}"

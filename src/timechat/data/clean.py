@@ -41,7 +41,7 @@ Verdict = Keep | Edit | Drop
 Step = Callable[[Conversation], Verdict]
 
 # Drops that say nothing bad about a file, so `max_dropped` does not count them.
-HARMLESS = frozenset({"duplicate", "blank_line"})
+HARMLESS = frozenset({"duplicate", "blank_line", "marked_bad"})
 
 
 def cleaning_steps(system: str = "") -> tuple[Step, ...]:
@@ -58,6 +58,11 @@ def cleaning_steps(system: str = "") -> tuple[Step, ...]:
         Duplicates(system),
         RepeatedIds(),
     )
+
+
+def text_cleaning_steps() -> tuple[Step, ...]:
+    """The steps for passages of text, which have no roles; in order, fresh ones each time."""
+    return (check_text, Duplicates(), RepeatedIds())
 
 
 def clean(row: Conversation, steps: Sequence[Step]) -> tuple[Conversation, list[Edit]] | Drop:
@@ -110,6 +115,11 @@ def check_empty(row: Conversation) -> Verdict:
     return Keep()
 
 
+def check_text(row: Conversation) -> Verdict:
+    """Text that is more than blanks."""
+    return Keep() if row.messages[-1].content.strip() else Drop("empty_text")
+
+
 def check_targets(row: Conversation) -> Verdict:
     """At least one assistant turn is there to be learnt."""
     if any(m.weight > 0 for m in row.messages if m.role == "assistant"):
@@ -151,6 +161,9 @@ def fingerprint(row: Conversation) -> str:
     said = [
         [m.role, " ".join(unicodedata.normalize("NFC", m.content).split())] for m in row.messages
     ]
+    if row.rejected:
+        # The same answer preferred to another one says something else.
+        said.append(["rejected", row.rejected])
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

@@ -6,21 +6,28 @@ read is a DataError before the first row. What is asked of a readable row is `da
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from timechat.conversation import Conversation
+from timechat.conversation import Conversation, Message
 from timechat.data.clean import Drop, clean, cleaning_steps
-from timechat.data.columns import Columns, check_wanted, choose_columns, to_conversation
-from timechat.data.lines import check_text, read_lines
-from timechat.data.rows import BadRowError, parse_row
-from timechat.data.table import Record, read_records, sniff
+from timechat.data.containers import Container, open_containers
+from timechat.data.items import BadRowError, Item
+from timechat.data.locate import Split, locate
+from timechat.data.prose import BLOCK, split_text
+from timechat.data.rows import to_conversation
+from timechat.data.shapes.pairs import TEXT_SHAPE
+from timechat.data.shapes.registry import Recognised, check_wanted, recognise
+from timechat.data.shapes.shape import Reading
+from timechat.data.shapes.turns import CHAT
 from timechat.errors import DataError
+from timechat.recipe import Data
 
-EXTENSIONS = (".jsonl", ".csv", ".tsv")
-PREPARED_CARD = "card.json"
+SHOWN_ROWS = 3
+# A file whose first rows are all broken is read as our own shape, so that each says its reason.
+PLAIN = Recognised(CHAT, {"messages": "messages"}, "nothing else")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,60 +40,124 @@ class Row:
 
 @dataclass(slots=True)
 class Source:
-    """One checked file. `name` is its path as the user gave it.
+    """One checked list of rows. `name` is its file's path as the user gave it.
 
     `notes` say how it is read; what is only known at the end is there once `rows` is exhausted.
     """
 
     name: str
     path: Path
-    columns: Columns | None = None
-    delimiter: str = ""
+    container: Container
+    recognised: Recognised
+    data: Data
+    split: Split | None = None
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def shape(self) -> str:
+        return self.recognised.shape.name
+
     def rows(self) -> Iterator[Row]:
-        """Every row of the file in order: lines of a JSONL file, records of a table."""
-        if self.columns is not None:
-            yield from self._table_rows(self.columns)
-            return
-        ignored: set[str] = set()
-        for line in read_lines(self.path):
-            if line.fault:
-                yield Row(line.number, Drop(line.fault, line.detail))
-            elif not line.text.strip():
-                yield Row(line.number, Drop("blank_line"))
-            else:
-                yield Row(line.number, self._parsed(line.text, line.number, ignored))
-        if ignored:
-            self.notes["ignored_keys"] = sorted(ignored)
+        """Every row of the file in order: lines of JSONL, records of a table, passages of text."""
+        reading = Reading(
+            self.recognised.roles, system=self.data.system, tool_calls=self.data.tool_calls
+        )
+        passages = 0
+        for item in self.container.read():
+            for found in self._read(item, reading, passages):
+                passages += 1
+                yield Row(item.line, found)
+        if reading.ignored:
+            key = "ignored_columns" if self.container.is_table else "ignored_keys"
+            self.notes[key] = sorted(reading.ignored)
+        self.notes |= dict(sorted(reading.met.items()))
 
-    def _parsed(self, text: str, line: int, ignored: set[str]) -> Conversation | Drop:
+    def first(self) -> list[Conversation]:
+        """The first few rows that can be read, to be looked at."""
+        shown: list[Conversation] = []
+        reading = Reading(dict(self.recognised.roles), self.data.system, self.data.tool_calls)
+        for item in self.container.sample():
+            found = [f for f in self._read(item, reading, 0) if isinstance(f, Conversation)]
+            shown += found
+            if len(shown) >= SHOWN_ROWS:
+                break
+        return shown[:SHOWN_ROWS]
+
+    def _read(self, item: Item, reading: Reading, number: int) -> Iterator[Conversation | Drop]:
         try:
-            return parse_row(text, self.name, line, ignored)
+            row = to_conversation(
+                item, self.recognised.shape, reading, self.name, self.container.is_table
+            )
         except BadRowError as error:
-            return error.drop
+            yield error.drop
+            return
+        if self.shape != "text":
+            yield row
+        elif self.container.kind == "text":
+            # A file of text says nothing of what belongs together but its order.
+            yield replace(row, group=f"{self.name}#{number // BLOCK}")
+        else:
+            yield from self._passages(row)
 
-    def _table_rows(self, columns: Columns) -> Iterator[Row]:
-        header_seen = False
-        for record in read_records(self.path, self.delimiter):
-            if not header_seen and not record.is_blank:
-                header_seen = True
-                continue
-            try:
-                yield Row(record.line, to_conversation(record, columns, self.name))
-            except BadRowError as error:
-                yield Row(record.line, error.drop)
+    def _passages(self, row: Conversation) -> Iterator[Conversation | Drop]:
+        """The passages of one record's text, which stay together."""
+        pieces = split_text(row.messages[0].content, self.data.passage_characters)
+        if not pieces:
+            yield Drop("empty_text")
+        group = row.group or f"{self.name}:{row.line}"
+        for number, piece in enumerate(pieces, 1):
+            name = row.id if len(pieces) == 1 else f"{row.id}-{number}"
+            messages = (Message("assistant", piece),)
+            yield replace(row, id=name, messages=messages, group=group)
 
 
-def open_sources(names: Iterable[str], columns: Mapping[str, str]) -> list[Source]:
-    """The files behind `names`, each checked; a folder stands for the data files in it.
+def open_sources(names: Iterable[str], data: Data) -> list[Source]:
+    """The lists of rows behind `names`, each checked and its shape recognised.
 
-    `columns` maps a role to a column's name and is for tables only. Raises DataError.
+    A folder, an archive and a Hub id stand for the data files in them. Raises DataError.
     """
-    check_wanted(columns)
-    return [
-        _open(shown, path, columns) for name in names for shown, path in _files(name, Path(name))
-    ]
+    check_wanted(data.columns)
+    sources: list[Source] = []
+    for name in names:
+        found = locate(name)
+        opened: list[Source] = []
+        for blob in found.blobs:
+            split = found.split.get(blob.name)
+            for number, container in enumerate(open_containers(blob, data)):
+                try:
+                    opened.append(_open(blob.name, blob.path, container, data, split))
+                except DataError as error:
+                    # Of a workbook's sheets the first must be read; later ones may be notes.
+                    if not (number and container.part):
+                        raise
+                    found.unread.append(f"{blob.name} sheet {container.part!r} ({error})"[:200])
+        if found.unread and opened:
+            opened[0].notes["unread_files"] = found.unread[:20]
+        sources += opened
+    return sources
+
+
+def _open(name: str, path: Path, container: Container, data: Data, split: Split | None) -> Source:
+    where = f"{name}/{container.part}" if container.part else name
+    notes: dict[str, Any] = {"format": container.kind} | container.notes
+    if container.kind == "text":
+        recognised = Recognised(TEXT_SHAPE, {"text": "text"}, "the kind of file")
+        return Source(where, path, container, recognised, data, split, notes | {"shape": "text"})
+    fields = [item.fields for item in container.sample() if item.fields is not None]
+    names = container.names or tuple(dict.fromkeys(name for row in fields for name in row))
+    if fields or container.names:
+        # A table without rows still has its header.
+        recognised = recognise(
+            fields or [dict.fromkeys(names, "")], names, data.columns, data.shape, where
+        )
+    else:
+        recognised = PLAIN
+    notes |= {
+        "shape": recognised.shape.name,
+        "columns": recognised.roles,
+        "columns_from": recognised.by,
+    }
+    return Source(where, path, container, recognised, data, split, notes)
 
 
 def read_questions(path: Path) -> list[Conversation]:
@@ -96,7 +167,7 @@ def read_questions(path: Path) -> list[Conversation]:
     """
     questions: list[Conversation] = []
     steps = cleaning_steps()
-    for source in open_sources([str(path)], {}):
+    for source in open_sources([str(path)], Data()):
         for row in source.rows():
             verdict = row.found
             if not isinstance(verdict, Drop):
@@ -112,60 +183,3 @@ def read_questions(path: Path) -> list[Conversation]:
     if not questions:
         raise DataError(f"{path} holds no questions: give conversation rows")
     return questions
-
-
-def _files(name: str, path: Path) -> list[tuple[str, Path]]:
-    shown = name.encode("utf-8", "replace").decode()
-    if not path.is_dir():
-        return [(shown, path)]
-    if (path / PREPARED_CARD).is_file():
-        raise DataError(
-            f"{shown} is a prepared folder: give it as `prepared`, not as a file of rows"
-        )
-    files = [
-        p
-        for p in path.iterdir()
-        if p.suffix.lower() in EXTENSIONS and p.is_file() and not p.name.startswith(".")
-    ]
-    if not files:
-        raise DataError(f"{shown} is a folder without data files: put {_kinds()} files into it")
-    return [
-        (f"{shown.rstrip('/')}/{p.name.encode('utf-8', 'replace').decode()}", p)
-        for p in sorted(files)
-    ]
-
-
-def _open(shown: str, path: Path, columns: Mapping[str, str]) -> Source:
-    extension = path.suffix.lower()
-    if extension not in EXTENSIONS and path.exists():
-        raise DataError(
-            f"{shown} ends in {extension or 'nothing'}: files of rows are {_kinds()}; convert it, "
-            "or rename it if it is one of them"
-        )
-    check_text(path)
-    if extension == ".jsonl":
-        return Source(shown, path, notes={"format": "jsonl"})
-    delimiter = "\t" if extension == ".tsv" else sniff(path)
-    chosen = choose_columns(_header(shown, path, delimiter).fields, columns, shown)
-    notes: dict[str, Any] = {
-        "format": extension[1:],
-        "delimiter": delimiter,
-        "columns": chosen.names,
-        "columns_from": "the header's names" if chosen.guessed else "the user",
-    }
-    if chosen.ignored:
-        notes["ignored_columns"] = chosen.ignored
-    return Source(shown, path, chosen, delimiter, notes)
-
-
-def _header(shown: str, path: Path, delimiter: str) -> Record:
-    header = next((r for r in read_records(path, delimiter) if not r.is_blank), None)
-    if header is None:
-        raise DataError(f"{shown} has only blank lines: give a header and rows")
-    if header.fault:
-        raise DataError(f"{shown} line {header.line}, the header: {header.fault} ({header.detail})")
-    return header
-
-
-def _kinds() -> str:
-    return ", ".join(EXTENSIONS)

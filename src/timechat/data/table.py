@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from timechat.data.lines import MAX_LINE_BYTES, Line, read_lines
+from timechat.data.lines import MAX_LINE_BYTES, Line, Text, read_lines
 
-DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t", "|", "^", "~", "\x1f", "\x01")
 SNIFFED_RECORDS = 20
 # With the bytes of a line, what bounds the memory of one row.
 MAX_ROW_LINES = 100_000
@@ -78,9 +78,9 @@ class _Window:
             self._lines.popleft()
 
 
-def read_records(path: Path, delimiter: str) -> Iterator[Record]:
+def read_records(source: Text | Path, delimiter: str) -> Iterator[Record]:
     """Every record of the file, the header too, bad ones with their fault."""
-    window = _Window(read_lines(path))
+    window = _Window(read_lines(source))
     while window.has(0):
         record, num_lines = _read_record(window, delimiter)
         window.release(num_lines)
@@ -105,11 +105,11 @@ def _read_record(window: _Window, delimiter: str) -> tuple[Record, int]:
     return Record(first.number, tuple(fields)), num_lines
 
 
-def sniff(path: Path) -> str:
+def sniff(source: Text | Path) -> str:
     """The delimiter under which the first records agree best with their header."""
 
     def agreement(delimiter: str) -> tuple[float, int]:
-        records = islice(read_records(path, delimiter), SNIFFED_RECORDS)
+        records = islice(read_records(source, delimiter), SNIFFED_RECORDS)
         sample = [record for record in records if not record.is_blank]
         width = len(sample[0].fields) if sample else 0
         if width < 2:

@@ -28,6 +28,7 @@ from timechat.guard import check_model_folder, read_config
 from timechat.manifest import MANIFEST, newest, verify
 from timechat.model.adapt import ADAPTER_CONFIG, BASE_NOTE, load_adapter
 from timechat.model.choose import find_activation, set_activation
+from timechat.model.fused import fuse
 from timechat.model.render import Renderer
 from timechat.model.starter import FOLDER, cache_folder, starter_folder
 from timechat.store import sha256, write_text
@@ -138,7 +139,20 @@ def load(source: Source, system: str = "") -> Loaded:
         load_adapter(model, source.adapter)
         _reactivate(model, source.adapter)
     model.eval()
+    still(model)
+    fuse(model)
     return Loaded(source, model, tokenizer, Renderer(tokenizer, system))
+
+
+def still(model: torch.nn.Module) -> None:
+    """Switch off whatever dropout a family brings (GPT-2, OPT, Phi, BLOOM): a step is a function of
+    its rows and weights alone, or no run could be continued bit for bit."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
+                setattr(module, name, 0.0)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -199,12 +213,9 @@ def digest_folder(folder: Path) -> str:
 def _from_pretrained(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **options)
-    except ValueError as error:
-        if "sdpa" not in str(error):
-            raise ModelError(f"{folder} cannot be loaded: {error}") from None
+        # transformers chooses SDPA where the family's attention fits it (Gemma 2's caps do not).
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from None
     if torch.cuda.is_available():
         cast(torch.nn.Module, model).to("cuda")

@@ -7,6 +7,9 @@ construction; that the pieces equal the template's own tokens is a property the 
 `template` check counts on the user's rows.
 
 Special tokens written inside a message are data: they are tokenised as plain text.
+
+A text (assistant turns alone) goes under no template: its begin token where the tokenizer sets one,
+its words, and its end token, so that plain documents are learned as a base model learned them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from timechat.conversation import Message
+from timechat.conversation import Message, is_text
 from timechat.errors import ModelError
 
 # For families that come without a template (Llama 2 base, OpenLLaMA, Falcon, StableLM, Pythia).
@@ -102,6 +105,8 @@ class Renderer:
         self, messages: Sequence[Message], generation: bool
     ) -> list[tuple[list[tuple[str, bool]], float]]:
         """Pieces of the rendered text with their weight; each is runs of (text, is it content)."""
+        if is_text(messages):
+            return self._text_pieces(messages, generation)
         marked = [Message(m.role, f"{_OPEN}{i}{_CLOSE}") for i, m in enumerate(messages)]
         text = self._template(marked, generation)
         pieces: list[tuple[list[tuple[str, bool]], float]] = []
@@ -122,6 +127,19 @@ class Renderer:
         current.append((rest, False))
         pieces.append((current, 0.0))
         return [(runs, weight) for runs, weight in pieces if any(part for part, _ in runs)]
+
+    def _text_pieces(
+        self, messages: Sequence[Message], generation: bool
+    ) -> list[tuple[list[tuple[str, bool]], float]]:
+        begin = str(self.tokenizer.bos_token or "") if self._begins_with_bos() else ""
+        pieces = [([(m.content, True)], m.weight) for m in messages]
+        end = [] if generation else [([(str(self.tokenizer.eos_token or ""), False)], 1.0)]
+        every = [([(begin, False)], 0.0), *pieces, *end]
+        return [(runs, weight) for runs, weight in every if runs[0][0]]
+
+    def _begins_with_bos(self) -> bool:
+        ids = list(self.tokenizer("a")["input_ids"])
+        return ids[0] == self.tokenizer.bos_token_id
 
     def _split_stop(self, tail: str) -> tuple[str, str]:
         """The stop token that opens the text after an answer, and what follows it."""

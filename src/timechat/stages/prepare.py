@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation
-from timechat.data.clean import HARMLESS, Drop, clean, cleaning_steps
-from timechat.data.sources import PREPARED_CARD, Source, open_sources
+from timechat.data.clean import HARMLESS, Drop, clean, cleaning_steps, text_cleaning_steps
+from timechat.data.describe import describe
+from timechat.data.locate import PREPARED_CARD
+from timechat.data.sources import Source, open_sources
 from timechat.data.split import Split, count_overlap, split
 from timechat.errors import DataError, RunError
 from timechat.recipe import Data
@@ -67,22 +69,31 @@ def prepare(data: Data, out: Path, say: Say) -> Prepared:
         raise DataError("no training rows: give data.train at least one file")
     _check_out(out)
     intake = _Intake()
-    train = _read(data.train, "train", data, intake, say)
-    validation = _read(data.validation, "validation", data, intake, say)
-    test = _read(data.test, "test", data, intake, say)
+    sources = _open(data)
+    train, validation, test = (_read(sources[name], name, data, intake, say) for name in SPLITS)
     _check_dropped(data.max_dropped, intake)
-    for name, names, rows in zip(
-        SPLITS, (data.train, data.validation, data.test), (train, validation, test), strict=True
-    ):
-        if names and not rows:
-            raise DataError(f"no usable {name} row in {', '.join(names)}: " + _top_reasons(intake))
+    for name, rows in zip(SPLITS, (train, validation, test), strict=True):
+        if sources[name] and not rows:
+            names = ", ".join(source.name for source in sources[name])
+            raise DataError(f"no usable {name} row in {names}: " + _top_reasons(intake))
     parts = split(
         train,
-        validation if data.validation else None,
-        test if data.test else None,
+        validation if sources["validation"] else None,
+        test if sources["test"] else None,
         data.seed,
     )
     return _write(data, out, parts, intake, say)
+
+
+def recognised(data: Data, say: Say) -> dict[str, dict[str, Any]]:
+    """What each file of `data` was recognised as, said with its first rows; nothing is written."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, sources in _open(data).items():
+        for source in sources:
+            for line in describe(source):
+                say(line)
+            found[source.name] = {"split": name} | source.notes
+    return found
 
 
 def load_prepared(folder: Path) -> Prepared:
@@ -129,17 +140,37 @@ def _check_out(out: Path) -> None:
         raise DataError(f"{out} {why}, and would be replaced: name another folder")
 
 
+def _open(data: Data) -> dict[str, list[Source]]:
+    """The files of each split. A folder of training rows that comes split stays as split, but
+    files that the recipe names for a split go before those of such a folder."""
+    given = {"validation": data.validation, "test": data.test}
+    sources = {name: open_sources(names, data) for name, names in given.items()}
+    sources["train"] = []
+    for source in open_sources(data.train, data):
+        if given.get(source.split or ""):
+            raise DataError(
+                f"{source.name} calls itself {source.split} rows, and data.{source.split} names "
+                "others: name the training files one by one"
+            )
+        sources[source.split or "train"].append(source)
+    return sources
+
+
 def _read(
-    names: tuple[str, ...], name: str, data: Data, intake: _Intake, say: Say
+    sources: list[Source], name: str, data: Data, intake: _Intake, say: Say
 ) -> tuple[Conversation, ...]:
-    """The clean rows behind `names`, which are the files of one split."""
+    """The clean rows of `sources`, which are the files of one split."""
     rows: list[Conversation] = []
     steps = cleaning_steps(data.system)
-    for source in open_sources(names, data.columns):
+    text_steps = text_cleaning_steps()
+    for source in sources:
+        for line in describe(source):
+            say(line)
         before = len(rows), intake.rows_in
         for row in source.rows():
             intake.rows_in += 1
-            verdict = row.found if isinstance(row.found, Drop) else clean(row.found, steps)
+            chosen = text_steps if source.shape == "text" else steps
+            verdict = row.found if isinstance(row.found, Drop) else clean(row.found, chosen)
             if isinstance(verdict, Drop):
                 intake.reasons[verdict.reason] += 1
                 intake.touched.append(
@@ -166,11 +197,9 @@ def _note(source: Source, split_name: str, kept: int, rows: int, intake: _Intake
         key += f" ({split_name})"
     intake.sources[key] = notes
     text = f"{source.name}: {rows} rows, {kept} kept"
-    if columns := source.notes.get("columns"):
-        chosen = ", ".join(f"{role} = {name}" for role, name in columns.items())
-        text += f"; {chosen} (from {source.notes['columns_from']})"
-    if ignored := source.notes.get("ignored_keys"):
-        text += f"; ignored keys: {', '.join(ignored)}"
+    for kind in ("ignored_keys", "ignored_columns"):
+        if ignored := source.notes.get(kind):
+            text += f"; {kind.replace('_', ' ')}: {', '.join(ignored)}"
     say(text)
 
 
