@@ -219,3 +219,10 @@ def test_a_recurrent_model_is_refused_by_name_with_the_reason(kind: str) -> None
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ModelError, match=f"{kind} is recurrent"):
         path_of(model)
+
+
+def test_a_token_without_an_embedding_is_refused_with_its_number() -> None:
+    model = build("llama-2")
+    batch = pack([Example((1, 101, 3), (0.0, 0.0, 1.0), "x")])
+    with pytest.raises(ModelError, match="token 101 has no embedding: the model knows 101"):
+        hidden_states(model, batch.ids, batch.layout, batch.target_index)

@@ -47,7 +47,16 @@ _found: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
 
 
 def read(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
-    """Final hidden states (T, D) of flat `ids` (1, T), each row as if it were alone."""
+    """Final hidden states (T, D) of flat `ids` (1, T), each row as if it were alone.
+
+    Raises ModelError for a token that the model has no embedding of.
+    """
+    size = _num_embeddings(model)
+    if int(ids.max()) >= size:
+        raise ModelError(
+            f"token {int(ids.max())} has no embedding: the model knows {size} tokens, so this "
+            "tokenizer is another model's or was given more"
+        )
     return _READERS[path_of(model)](model, ids.to(model.device), layout)
 
 
@@ -89,8 +98,12 @@ def _choose(model: PreTrainedModel) -> Path:
     )
 
 
+def _num_embeddings(model: PreTrainedModel) -> int:
+    return len(cast(Any, model.get_input_embeddings()).weight)
+
+
 def _trial_rows(model: PreTrainedModel) -> list[Tensor]:
-    size = int(cast(Any, model.get_input_embeddings()).num_embeddings)
+    size = _num_embeddings(model)
     generator = torch.Generator().manual_seed(0)
     draw = [
         torch.randint(0, size, (n,), generator=generator).to(model.device)

@@ -23,9 +23,11 @@ from transformers import PreTrainedTokenizerBase
 
 from timechat.conversation import Message, is_text
 from timechat.errors import ModelError
+from timechat.model.template import Template
 
 # For families that come without a template (Llama 2 base, OpenLLaMA, Falcon, StableLM, Pythia).
-# Plain words, so that it works with every vocabulary; the stop token is the model's own end.
+# Plain words, so that it works with every vocabulary; the stop token is the model's own end, and
+# a text begins as the tokenizer begins one (`_begins_with_bos`).
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
@@ -66,12 +68,15 @@ class Renderer:
         if not tokenizer.chat_template:
             if not tokenizer.eos_token:
                 raise ModelError("the tokenizer has neither a chat template nor an end token")
-            tokenizer.chat_template = PLAIN_TEMPLATE
+            begin = "{{ bos_token }}" if _begins_with_bos(tokenizer) else ""
+            tokenizer.chat_template = begin + PLAIN_TEMPLATE
         if not isinstance(tokenizer.chat_template, str):
             raise ModelError("the tokenizer has several chat templates; keep one")
         if system:
             tokenizer.chat_template = with_default_system(tokenizer.chat_template, system)
+        self._template = Template(tokenizer.chat_template, tokenizer.special_tokens_map)
         self._specials = tuple(t for t in cast(Any, tokenizer).get_added_vocab() if t)
+        self._lead = self._find_lead()
         self.stop_ids = self._find_stop_ids()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -98,7 +103,7 @@ class Renderer:
 
     def whole(self, messages: Sequence[Message], generation: bool) -> list[int]:
         """The template's own ids, tokenised in one go: the reference for the pieces."""
-        text = self._template(messages, generation)
+        text = self._render(messages, generation)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _pieces(
@@ -108,7 +113,7 @@ class Renderer:
         if is_text(messages):
             return self._text_pieces(messages, generation)
         marked = [Message(m.role, f"{_OPEN}{i}{_CLOSE}") for i, m in enumerate(messages)]
-        text = self._template(marked, generation)
+        text = self._render(marked, generation)
         pieces: list[tuple[list[tuple[str, bool]], float]] = []
         current: list[tuple[str, bool]] = []
         rest = text
@@ -131,15 +136,11 @@ class Renderer:
     def _text_pieces(
         self, messages: Sequence[Message], generation: bool
     ) -> list[tuple[list[tuple[str, bool]], float]]:
-        begin = str(self.tokenizer.bos_token or "") if self._begins_with_bos() else ""
+        begin = str(self.tokenizer.bos_token or "") if _begins_with_bos(self.tokenizer) else ""
         pieces = [([(m.content, True)], m.weight) for m in messages]
         end = [] if generation else [([(str(self.tokenizer.eos_token or ""), False)], 1.0)]
         every = [([(begin, False)], 0.0), *pieces, *end]
         return [(runs, weight) for runs, weight in every if runs[0][0]]
-
-    def _begins_with_bos(self) -> bool:
-        ids = list(self.tokenizer("a")["input_ids"])
-        return ids[0] == self.tokenizer.bos_token_id
 
     def _split_stop(self, tail: str) -> tuple[str, str]:
         """The stop token that opens the text after an answer, and what follows it."""
@@ -159,24 +160,50 @@ class Renderer:
         eos = cast(int | None, self.tokenizer.eos_token_id)
         return frozenset({stop} if eos is None else {stop, eos})
 
-    def _template(self, messages: Sequence[Message], generation: bool) -> str:
-        rows: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in messages]
-        return str(
-            self.tokenizer.apply_chat_template(
-                rows, tokenize=False, add_generation_prompt=generation
-            )
+    def _render(self, messages: Sequence[Message], generation: bool) -> str:
+        return self._template.render(
+            [{"role": m.role, "content": m.content} for m in messages], generation
         )
 
     def _encode(self, runs: list[tuple[str, bool]], first: bool) -> list[int]:
         """Ids of a piece: in one go, unless a message holds the text of a special token."""
         if not any(content and self._holds_special(part) for part, content in runs):
-            text = "".join(part for part, _ in runs)
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return self._tokens("".join(part for part, _ in runs), first)
         ids: list[int] = []
         for part, content in runs:
-            options: dict[str, Any] = {"split_special_tokens": True} if content else {}
-            ids += self.tokenizer(part, add_special_tokens=False, **options)["input_ids"]
+            plain = content and self._holds_special(part)
+            ids += self._plain_tokens(part) if plain else self._tokens(part, first and not ids)
         return ids
+
+    def _tokens(self, text: str, first: bool) -> list[int]:
+        """Ids of `text` as they are at a text's beginning, or in its middle."""
+        lead = "" if first else self._lead
+        ids = self.tokenizer(lead + text, add_special_tokens=False)["input_ids"]
+        return list(ids[1:] if lead else ids)
+
+    def _plain_tokens(self, text: str) -> list[int]:
+        """Ids of `text` in which special tokens are letters like all others."""
+        options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
+        # Behind a line break no tokenizer puts a space of its own before the text.
+        begin = list(self.tokenizer("\n", **options)["input_ids"])
+        ids = list(self.tokenizer("\n" + text, **options)["input_ids"])
+        if self._lead and ids[: len(begin)] == begin:
+            return ids[len(begin) :]
+        return list(self.tokenizer(text, **options)["input_ids"])
+
+    def _find_lead(self) -> str:
+        """A special token to put before a piece of text that is not the first, where it matters.
+
+        SentencePiece tokenizers (Llama 2) begin every text with a space of their own; behind a
+        special token they do not.
+        """
+        for special in (self.tokenizer.eos_token, self.tokenizer.bos_token):
+            if special not in self._specials:
+                continue
+            alone = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+            behind = self.tokenizer(f"{special}a", add_special_tokens=False)["input_ids"]
+            return "" if list(behind[1:]) == list(alone) else str(special)
+        return ""
 
     def _holds_special(self, text: str) -> bool:
         return any(special in text for special in self._specials)
@@ -190,3 +217,8 @@ def with_default_system(template: str, system: str) -> str:
         f"{{% set messages = [{{'role': 'system', 'content': {literal}}}] + messages %}}"
         "{% endif %}" + template
     )
+
+
+def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = list(tokenizer("a")["input_ids"])
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

