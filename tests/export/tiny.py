@@ -15,6 +15,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.tokenization_utils_base import generate_merges
+
+# Tiny matrices on several threads only wait for each other.
+torch.set_num_threads(1)
 
 TEXT = [
     "When are you open? We are open from nine to five, every day but Sunday.",
@@ -82,10 +86,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def build_family(name: str, seed: int = 0) -> PreTrainedModel:
+def build_family(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A tiny model with weights large enough that its answers differ, norms and biases too."""
     kind, options = FAMILIES[name]
-    config = AutoConfig.for_model(kind, **{**SIZES, **options})
+    config = AutoConfig.for_model(kind, **{**SIZES, **options, **overrides})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():
@@ -138,8 +142,12 @@ def piece_tokenizer(prefix: bool = False, size: int = 512) -> PreTrainedTokenize
             vocab_size=size, special_tokens=["<unk>", "<s>", "</s>", *pieces], show_progress=False
         ),
     )
-    content = core.to_str()
-    core = Tokenizer.from_str(content)
+    vocabulary = core.get_vocab()
+    # As SentencePiece has it: every pair whose joint is a piece may merge, the earlier piece first.
+    merges = generate_merges(vocabulary, {piece: -i for piece, i in vocabulary.items()})
+    core.model = models.BPE(
+        vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True
+    )
     core.pre_tokenizer = None  # type: ignore[assignment]
     return _wrap(core, ("<s>", "</s>"), template=None)
 
@@ -160,8 +168,10 @@ def _wrap(
     return tokenizer
 
 
-def write_family(folder: Path, name: str = "llama", tokenizer: Any = None) -> Path:
+def write_family(
+    folder: Path, name: str = "llama", tokenizer: Any = None, **overrides: Any
+) -> Path:
     """A model folder of that family on disk."""
-    build_family(name).save_pretrained(folder)
+    build_family(name, **overrides).save_pretrained(folder)
     (tokenizer or byte_tokenizer()).save_pretrained(folder)
     return folder
