@@ -1,0 +1,223 @@
+"""The gate refuses by name whatever does not answer as it was evaluated, and leaves nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import build_family, write_family
+
+from timechat.conversation import Conversation, Message
+from timechat.errors import ExportError
+from timechat.export.gate import (
+    Line,
+    Probe,
+    Tolerance,
+    follow,
+    hear,
+    judge,
+    judge_engine,
+    refuse_unless,
+)
+from timechat.export.readback import open_gguf
+from timechat.stages import export as stage
+from timechat.stages.export import export
+
+QUESTIONS = [
+    Conversation(str(i), (Message("user", f"What is {i}?"), Message("assistant", f"It is {i}.")))
+    for i in range(3)
+]
+STOPS = frozenset({2})
+PROBES = [Probe(str(i), (1, 40 + i, 7, 90), (33, 12 + i, 2)) for i in range(4)]
+STRICT = Tolerance(0.01, 0.05)
+
+
+@pytest.fixture(autouse=True)
+def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "answer_conversations", lambda split: QUESTIONS)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_family(tmp_path / "base")
+
+
+def refused(base: Path, form: str, words: str) -> None:
+    with pytest.raises(ExportError, match=re.escape(words)):
+        export(str(base), form, base.parent / "out", "f16" if form == "gguf" else "")
+    assert [p.name for p in base.parent.iterdir()] == ["base"]
+
+
+def test_a_broken_stop_token_is_refused_by_name(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = stage.read_vocabulary
+    monkeypatch.setattr(
+        stage,
+        "read_vocabulary",
+        lambda *given: replace(read(*given), special_ids=(("eos", 5), ("eot", 5))),
+    )
+    refused(base, "gguf", "(stop tokens): ['<|im_end|>'] ended answers")
+
+
+def test_a_swapped_template_is_refused_by_name(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = stage.read_vocabulary
+    monkeypatch.setattr(
+        stage, "read_vocabulary", lambda *given: replace(read(*given), template="{{ messages }}")
+    )
+    refused(base, "gguf", "(template)")
+
+
+def test_another_way_of_splitting_is_refused_by_name(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = stage.read_vocabulary
+    monkeypatch.setattr(stage, "read_vocabulary", lambda *given: replace(read(*given), pre="qwen2"))
+    refused(base, "gguf", "(tokenizer): other ids for")
+
+
+def test_a_corrupted_tensor_of_a_gguf_is_refused_by_its_name(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = stage.write_gguf
+
+    def spoil(path: Path, *given: Any) -> None:
+        write(path, *given)
+        found = next(t for t in open_gguf(path).reader.tensors if t.name == "blk.1.ffn_up.weight")
+        content = bytearray(path.read_bytes())
+        content[int(found.data_offset) + 101] ^= 0x40
+        path.write_bytes(bytes(content))
+
+    monkeypatch.setattr(stage, "write_gguf", spoil)
+    refused(base, "gguf", "(weights): blk.1.ffn_up.weight is not what was evaluated")
+
+
+def test_a_corrupted_tensor_of_a_merged_folder_is_refused_by_its_name(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = stage.write_merged
+
+    def spoil(weights: Any, folder: Path, **options: Any) -> None:
+        write(weights, folder, **options)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.layers.0.mlp.up_proj.weight"][3, 4] += 0.5
+        save_file(tensors, folder / "model.safetensors")
+
+    monkeypatch.setattr(stage, "write_merged", spoil)
+    refused(base, "merged", "(weights): model.layers.0.mlp.up_proj.weight is not what")
+
+
+def test_a_wrong_stop_token_of_a_merged_folder_is_refused_by_name(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage.gate, "stops_in_order", lambda renderer: [7])
+    refused(base, "merged", "(stop tokens)")
+
+
+def test_a_model_that_answers_otherwise_is_refused(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = stage._load_back
+
+    def other(*given: Any) -> Any:
+        return replace(back(*given), model=build_family("llama", seed=1))
+
+    monkeypatch.setattr(stage, "_load_back", other)
+    refused(base, "merged", "(likelihood)")
+
+
+def test_a_model_is_the_same_as_itself() -> None:
+    model = build_family("llama")
+    lines = hear(model, PROBES, STOPS, max_new_tokens=6)
+    verdict = judge(lines, follow(model, lines), STRICT)
+    assert verdict.passed
+    assert verdict.gap < 1e-6
+    assert verdict.num_same == verdict.num_answers == len(PROBES)
+    assert verdict.num_tokens == sum(len(line.answer) for line in lines)
+
+
+def test_another_model_fails_on_likelihood_and_on_answers() -> None:
+    lines = hear(build_family("llama"), PROBES, STOPS, max_new_tokens=6)
+    verdict = judge(lines, follow(build_family("llama", seed=1), lines), STRICT)
+    assert verdict.gap > 1
+    with pytest.raises(ExportError, match="likelihood"):
+        refuse_unless(verdict, "it")
+
+
+def line(answer: Sequence[int], margins: Sequence[float]) -> Line:
+    nats = tuple(-0.1 for _ in answer)
+    return Line("a", (1, 2), tuple(answer), True, nats, tuple(answer), tuple(margins))
+
+
+def test_answers_may_part_only_where_the_evaluated_model_was_undecided() -> None:
+    evaluated = [line([5, 6, 2], [3.0, 0.02, 2.0])]
+    near = [replace(evaluated[0], choices=(5, 9, 4))]
+    far = [replace(evaluated[0], choices=(9, 6, 2))]
+    assert judge(evaluated, near, STRICT).passed
+    verdict = judge(evaluated, far, STRICT)
+    assert verdict.lost_margin == 3.0
+    with pytest.raises(ExportError, match="answers"):
+        refuse_unless(verdict, "it")
+
+
+def test_a_gap_that_is_no_number_never_passes() -> None:
+    evaluated = [line([5, 2], [3.0, 2.0])]
+    broken = [replace(evaluated[0], nats=(float("nan"), -0.1))]
+    verdict = judge(evaluated, broken, STRICT)
+    assert not verdict.passed
+    with pytest.raises(ExportError, match="likelihood"):
+        refuse_unless(verdict, "it")
+
+
+def test_an_engine_is_judged_by_its_answers_alone() -> None:
+    evaluated = [line([5, 6, 2], [3.0, 0.02, 2.0])]
+    assert judge_engine(evaluated, lambda prompt, most: [5, 6, 2], STRICT).num_same == 1
+    assert judge_engine(evaluated, lambda prompt, most: [5, 6], STRICT, STOPS).num_same == 1
+    assert judge_engine(evaluated, lambda prompt, most: [5, 8, 2], STRICT).passed
+    assert not judge_engine(evaluated, lambda prompt, most: [], STRICT).passed
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from timechat.export.weights import Weights
+from timechat.export.merged import write_merged
+
+def status(name):
+    text = Path("/proc/self/status").read_text()
+    return int(next(l for l in text.splitlines() if l.startswith(name)).split()[1]) * 1024
+
+weights = Weights(Path(sys.argv[1]))
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+write_merged(weights, Path(sys.argv[2]), shard_bytes=8 * 2**20)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_a_merge_needs_little_more_memory_than_its_largest_shard(tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    out.mkdir()
+    (base / "config.json").write_text("{}")
+    for i in range(16):
+        tensors = {f"{i}.{j}": torch.ones(2**20, dtype=torch.float32) for j in range(2)}
+        save_file(tensors, base / f"model-{i:02d}.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(base), str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(list(out.glob("*.safetensors"))) == 16
+    # 128 MiB in all; a shard is 8 MiB, once as read and once as written, and the allocator's slack.
+    assert int(done.stdout) < 40 * 2**20
