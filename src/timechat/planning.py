@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from timechat.recipe import Lora, Recipe
+from timechat.recipe import Lora, Qlora, Recipe
 from timechat.records import Derived, Plan
 
 # Share of the matrix rate that a whole training step reaches (bench/RESULTS.md).
@@ -178,25 +178,38 @@ def _bytes(
         max(rows.longest, round(per_row * batch)), "mean row × rows a step"
     )
     states, states_rule = _state_bytes(recipe, shape)
-    fixed = shape.weight_bytes + states + GIB // 2
+    weights, weights_rule = _weight_bytes(recipe, shape)
 
-    def total(micro: int) -> int:
+    def total(micro: int, again: bool) -> int:
         # Kept for the backward pass, in bf16: about 14 vectors of the hidden size and 5 of the
-        # intermediate size in every layer that is gone back through.
+        # intermediate size in every layer that is gone back through, or in one and the inputs of
+        # the others.
         tokens = max(rows.longest, round(per_row * micro))
         layers = shape.layers - shape.lowest
-        return fixed + tokens * layers * (14 * shape.hidden + 5 * shape.intermediate) * 2
+        inside = 14 * shape.hidden + 5 * shape.intermediate
+        kept = inside + layers * shape.hidden if again else layers * inside
+        training = weights + states + tokens * kept * 2
+        # The base is loaded as it is, whatever it becomes.
+        return max(training, shape.weight_bytes) + GIB // 2
 
-    micro = batch
-    while micro > 1 and total(micro) > machine.memory_bytes:
-        micro = -(-micro // 2)
+    wanted = recipe.train.recompute
+    again, micro = wanted is True, batch
+    if recipe.train.micro_rows == "auto":
+        while micro > 1 and total(micro, again) > machine.memory_bytes:
+            micro = -(-micro // 2)
+    else:
+        micro = min(batch, recipe.train.micro_rows)
+    if wanted == "auto" and total(micro, again) > machine.memory_bytes:
+        again = True
     numbers["micro_rows"] = _given(
         recipe.train.micro_rows, micro, "the rows of a step, halved until a step fits the memory"
     )
-    micro = min(batch, numbers["micro_rows"].value)
+    numbers["recompute"] = _given(
+        wanted, again, "only where a single row does not fit otherwise: a third more arithmetic"
+    )
     numbers["memory_bytes"] = Derived(
-        total(micro),
-        f"weights + {states_rule} + activations of {micro} rows + 0.5 GiB",
+        total(micro, again),
+        f"{weights_rule} + {states_rule} + activations of {micro} rows + 0.5 GiB",
     )
     saved = 4 * _has_average(recipe) + 12
     whole = 0 if isinstance(recipe.adapt, Lora) else shape.weight_bytes
@@ -204,6 +217,18 @@ def _bytes(
         whole + shape.trained * saved + 4_000_000,
         f"{saved} bytes a trained weight{' + the model' if whole else ''}",
     )
+
+
+def _weight_bytes(recipe: Recipe, shape: Shape) -> tuple[int, str]:
+    """What the frozen or learning model itself takes while training: bytes and rule."""
+    if not isinstance(recipe.adapt, Qlora):
+        return shape.weight_bytes, "weights"
+    bits = recipe.adapt.bits
+    size = shape.weight_bytes / shape.parameters
+    # An absmax in fp32 to every 64 weights.
+    trunk = shape.trunk * (bits / 8 + 4 / 64)
+    rest = (shape.parameters - shape.trunk) * size
+    return round(trunk + rest), f"layers in {bits} bits and a scale every 64"
 
 
 def _has_average(recipe: Recipe) -> bool:

@@ -84,6 +84,13 @@ class Lora(Adapt):
     )
 
 
+class Qlora(Lora):
+    """LoRA beside a frozen base in 4 bits (NF4) or 8 (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    method: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+    bits: Literal[4, 8] = 4
+
+
 class Full(Adapt):
     """Every weight learns."""
 
@@ -109,9 +116,12 @@ def _method_of(value: Any) -> Any:
     return getattr(value, "method", None)
 
 
-METHODS: dict[str, type[Adapt]] = {"lora": Lora, "full": Full, "layers": Layers}
+METHODS: dict[str, type[Adapt]] = {"lora": Lora, "full": Full, "layers": Layers, "qlora": Qlora}
 Method = Annotated[
-    Annotated[Lora, Tag("lora")] | Annotated[Full, Tag("full")] | Annotated[Layers, Tag("layers")],
+    Annotated[Lora, Tag("lora")]
+    | Annotated[Full, Tag("full")]
+    | Annotated[Layers, Tag("layers")]
+    | Annotated[Qlora, Tag("qlora")],
     Discriminator(_method_of),
 ]
 
@@ -126,6 +136,9 @@ class Train(Section):
     )
     micro_rows: Annotated[int, Field(ge=1)] | Auto = Field(
         default="auto", description="conversations worked on at a time; changes memory, no number"
+    )
+    recompute: bool | Auto = Field(
+        default="auto", description="work layers out again in the backward pass, to save memory"
     )
     replay: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.12, description="share of a step's tokens that hold the model to what it was"

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from timechat.evals import suite
 from timechat.model.load import load, resolve
+from timechat.model.quantise import QuantLinear
 from timechat.recipe import Recipe, parse_recipe
 from timechat.stages.train import Run, preview, train
 from timechat.store import read_json, read_lines
@@ -73,3 +74,17 @@ def test_micro_rows_change_memory_and_no_number(place: Path) -> None:
     assert plan["micro_rows"] == 2
     assert plan["memory_bytes"] < whole["memory_bytes"]
     assert plan["steps"] == whole["steps"]
+
+
+def test_a_run_beside_a_base_in_four_bits_is_served_as_it_was_evaluated(place: Path) -> None:
+    adapt = {"method": "qlora", "rank": 4, "strength": 1.0}
+    recipe = recipe_for(place, adapt, epochs=1, validations=1, recompute=True, micro_rows=3)
+    run = train(recipe, place / "qlora")
+    for check in run.report.checks[:5]:
+        assert check.passed, check
+    assert read_json(run.folder / "best" / "base.json")["bits"] == 4
+    plan = read_json(run.folder / "plan.json")["numbers"]
+    assert plan["recompute"]["value"] is True
+    assert "4 bits" in plan["memory_bytes"]["rule"]
+    served = load(resolve(str(run.folder))).model
+    assert any(isinstance(module, QuantLinear) for module in served.modules())

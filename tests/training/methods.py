@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from timechat.data.pack import Example
-from timechat.model.adapt import adapters
+from timechat.model.adapt import adapters, output_head
 from timechat.model.method import Change, begin
+from timechat.model.quantise import quantise
 from timechat.recipe import Recipe, parse_recipe
 
 SIZES: dict[str, Any] = {
@@ -33,6 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "rank": 4},
     "lora-mlp-last": {"method": "lora", "rank": 4, "targets": "mlp", "layers": 2, "rslora": True},
+    "qlora": {"method": "qlora", "rank": 4},
     "full": {"method": "full"},
     "layers": {"method": "layers", "layers": 2},
     "layers-range": {"method": "layers", "layers": "1-2"},
@@ -50,6 +52,14 @@ def build(family: str, seed: int = 0) -> PreTrainedModel:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def base_for(method: str, family: str = "llama") -> PreTrainedModel:
+    """The model that the method starts from: in 4 bits already where it would be put in 4 bits."""
+    model = build(family)
+    if METHODS[method]["method"] == "qlora":
+        quantise(model, 4, but=output_head(model))
     return model
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build_tokenizer
-from methods import FAMILIES, METHODS, alone, build, held, rows, start
+from methods import FAMILIES, METHODS, alone, base_for, build, held, rows, start
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from timechat.data.pack import pack
 from timechat.model.adapt import adapters, merged
 from timechat.model.load import Loaded, Source, load, resolve
+from timechat.model.recompute import recompute_layers
 from timechat.model.render import Renderer
 from timechat.training import checkpoint
 from timechat.training.loop import Settings, Trainer, fit, learning_rate
@@ -70,7 +71,7 @@ def test_micro_batches_change_nothing(method: str) -> None:
 
 @each_method
 def test_at_its_start_a_change_equals_its_base_and_the_base_stays_reachable(method: str) -> None:
-    model = build("llama")
+    model = base_for(method)
     with torch.no_grad():
         before = model(IDS).logits
         change = start(model, method)
@@ -86,7 +87,7 @@ def test_at_its_start_a_change_equals_its_base_and_the_base_stays_reachable(meth
 
 @each_method
 def test_strength_lies_between_the_base_and_what_was_learned(method: str) -> None:
-    model = build("llama")
+    model = base_for(method)
     with torch.no_grad():
         before = model(IDS).logits
     trainer = Trainer(model, SETTINGS, start(model, method))
@@ -105,13 +106,13 @@ def test_strength_lies_between_the_base_and_what_was_learned(method: str) -> Non
 @each_method
 def test_fifty_steps_match_a_plain_pytorch_loop(method: str) -> None:
     """The reference knows nothing of ours but what learns: its own teacher, loss and AdamW."""
-    model = build("llama")
+    model = base_for(method)
     trainer = Trainer(model, SETTINGS, start(model, method))
     parts = [rows()[:2], rows()[1:], rows()]
     steps = [lambda i=i: (pack(parts[i % 3], held()),) for i in range(SETTINGS.num_steps)]
     records = list(fit(trainer, steps))
 
-    reference, base = build("llama"), build("llama")
+    reference, base = base_for(method), base_for(method)
     start(reference, method)
     ids = torch.tensor([held()[0].ids])
     with torch.no_grad():
@@ -255,3 +256,19 @@ def test_norms_and_biases_do_not_decay() -> None:
         for parameter in group["params"]
     }
     assert decays == {1: 0.0, 2: 0.1}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma"])
+@pytest.mark.parametrize("method", ["lora", "full", "layers", "qlora"])
+def test_layers_worked_out_again_give_the_same_bits(family: str, method: str) -> None:
+    def gradients(again: bool) -> list[torch.Tensor]:
+        model = build(family)
+        trainer = Trainer(model, SETTINGS, start(model, method, stir=True))
+        if again:
+            recompute_layers(model)
+        loss, pull = trainer.backward((pack(rows(), held()), pack(rows()[:2])))
+        found = [p.grad.clone() for p in trainer.parameters if p.grad is not None]
+        return [torch.tensor([loss, pull or 0.0]), *found]
+
+    for one, two in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(one, two)

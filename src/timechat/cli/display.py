@@ -25,7 +25,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SHOWN = (
     "parameters", "trained_parameters", "rows", "row_tokens", "epochs", "steps", "batch_rows",
-    "micro_rows", "learning_rate", "word_dropout", "alpha", "activation", "max_length",
+    "micro_rows", "recompute", "learning_rate", "word_dropout", "alpha", "activation", "max_length",
     "memory_bytes", "train_seconds",
 )  # fmt: skip
 

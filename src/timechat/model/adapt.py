@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from timechat.errors import CheckpointError, ModelError
 from timechat.model.choose import choose_layers, find_activation, layer_list, matches, number_of
+from timechat.model.quantise import QuantLinear
 from timechat.recipe import LayerChoice
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -41,35 +42,47 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | QuantLinear,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
     ) -> Tensor:
         low_a, low_b = a.to(x.dtype), (b * scale).to(x.dtype)
         inner = x @ low_a.T
-        ctx.save_for_backward(x, inner, weight, low_a, low_b)
         ctx.scale = scale
-        return F.linear(x, weight, bias).addmm_(inner, low_b.T)
+        # A quantised weight is kept as its codes, and made dense once more going backwards.
+        ctx.base = weight if isinstance(weight, QuantLinear) else None
+        dense = weight.dense(x.dtype) if isinstance(weight, QuantLinear) else weight
+        ctx.save_for_backward(x, inner, low_a, low_b, None if ctx.base is not None else dense)
+        return F.linear(x, dense, bias).addmm_(inner, low_b.T)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        x, inner, weight, low_a, low_b = ctx.saved_tensors
+        x, inner, low_a, low_b, weight = ctx.saved_tensors
         grad_inner = grad @ low_b
         grad_a = (grad_inner.T @ x).float()
         grad_b = (grad.T @ inner).float().mul_(ctx.scale)
-        grad_x = (grad @ weight).addmm_(grad_inner, low_a) if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            weight = weight if ctx.base is None else ctx.base.dense(grad.dtype)
+            grad_x = (grad @ weight).addmm_(grad_inner, low_a)
         return grad_x, None, None, grad_a, grad_b, None
 
 
 class LoraLinear(nn.Module):
     """A frozen linear layer with a low-rank path beside it."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+    def __init__(self, base: nn.Linear | QuantLinear, rank: int, alpha: float) -> None:
         super().__init__()
         self.base = base
         self.rank = rank
         self.alpha = alpha
         self.enabled = True
-        device = base.weight.device
+        device = base.codes.device if isinstance(base, QuantLinear) else base.weight.device
         self.lora_a = nn.Parameter(torch.empty(rank, base.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
@@ -83,7 +96,7 @@ class LoraLinear(nn.Module):
             return self.base(x)
         flat = _Adapted.apply(
             x.flatten(0, -2),
-            self.base.weight,
+            self.base if isinstance(self.base, QuantLinear) else self.base.weight,
             self.base.bias,
             self.lora_a,
             self.lora_b,
@@ -125,13 +138,13 @@ def attach(
 
 def target_layers(
     model: nn.Module, targets: str | Sequence[str], layers: LayerChoice = "all"
-) -> dict[str, nn.Linear]:
+) -> dict[str, nn.Linear | QuantLinear]:
     """The linear layers that `targets` and `layers` name. Raises ModelError when there is none."""
     head = output_head(model)
     linear = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer is not head
+        if isinstance(layer, nn.Linear | QuantLinear) and layer is not head
     }
     if not isinstance(targets, str):
         for pattern in targets:
@@ -166,13 +179,18 @@ def adapters(model: nn.Module) -> dict[str, LoraLinear]:
 def merged(model: nn.Module) -> Generator[None]:
     """The model as `merge` would leave it, while the block runs."""
     layers = adapters(model)
-    kept = {name: layer.base.weight.detach().clone() for name, layer in layers.items()}
+    kept = {
+        name: layer.base.weight.detach().clone()
+        for name, layer in layers.items()
+        if isinstance(layer.base, nn.Linear)
+    }
     merge(model)
     try:
         yield
     finally:
         for name, layer in layers.items():
-            layer.base.weight.data.copy_(kept[name])
+            if isinstance(layer.base, nn.Linear):
+                layer.base.weight.data.copy_(kept[name])
             _replace(model, name, layer)
 
 
@@ -197,12 +215,22 @@ def set_strength(model: nn.Module, alpha: float) -> None:
 
 
 def merge(model: nn.Module) -> None:
-    """Fold every adapter into its weight (computed in fp32, rounded once) and drop it."""
+    """Fold every adapter into its weight (computed in fp32, rounded once) and drop it.
+
+    A quantised weight becomes a dense one of the dtype that it was made from.
+    """
     for name, layer in adapters(model).items():
-        weight = layer.base.weight
-        merged = weight.detach().float() + layer.delta().detach()
-        weight.data.copy_(merged.to(weight.dtype))
-        _replace(model, name, layer.base)
+        base = layer.base
+        dense = base.dense(torch.float32) if isinstance(base, QuantLinear) else base.weight
+        merged = dense.detach().float() + layer.delta().detach()
+        if isinstance(base, QuantLinear):
+            folded = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+            folded.weight = nn.Parameter(merged.to(base.dtype), requires_grad=False)
+            folded.bias = base.bias
+            _replace(model, name, folded)
+        else:
+            base.weight.data.copy_(merged.to(base.weight.dtype))
+            _replace(model, name, base)
 
 
 def peft_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -246,6 +274,7 @@ def save_adapter(
             "targets": targets,
             # The run's own, where it changed the base's: `load` puts it back.
             "activation": find_activation(model),
+            "bits": getattr(first.base, "bits", None),
         },
     }
     # PEFT refuses keys it does not know, so ours stand beside its file.
@@ -307,12 +336,12 @@ def _wanted(name: str, targets: str | Sequence[str]) -> bool:
     return targets == "all" or attention == (targets == "attention")
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
+def _linear(model: nn.Module, name: str) -> nn.Linear | QuantLinear:
     try:
         layer = model.get_submodule(name)
     except AttributeError:
         layer = None
-    if not isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Linear | QuantLinear):
         raise CheckpointError(f"the base model has no linear layer {name!r}: another base?")
     return layer
 

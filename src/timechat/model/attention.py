@@ -222,19 +222,32 @@ def packed(model: PreTrainedModel, layout: Layout) -> Generator[None]:
     out of the positions and mix them into its rule. Raises ModelError when the model did not ask
     this attention: its rows would have been mixed.
     """
+    run = _Run(layout)
+    with again(model, run):
+        yield
+        if not run.reached:
+            raise ModelError(
+                f"{type(model).__name__} attends in a way of its own, so packed rows would see "
+                "each other"
+            )
+
+
+def current_run() -> _Run | None:
+    """The packed reading that is under way."""
+    return _current[-1] if _current else None
+
+
+@contextmanager
+def again(model: PreTrainedModel, run: _Run) -> Generator[None]:
+    """Go on with a packed reading: its layout, and the masks that were numbered in it."""
     before = str(getattr(model.config, "_attn_implementation", "sdpa"))
     try:
         model.set_attn_implementation(PACKED)
     except ValueError as error:
         raise ModelError(f"{type(model).__name__} cannot attend to packed rows: {error}") from None
-    _current.append(_Run(layout))
+    _current.append(run)
     try:
         yield
-        if not _current[-1].reached:
-            raise ModelError(
-                f"{type(model).__name__} attends in a way of its own, so packed rows would see "
-                "each other"
-            )
     finally:
         _current.pop()
         model.set_attn_implementation(before)

@@ -26,9 +26,10 @@ from transformers.utils import logging as transformers_logging
 from timechat.errors import CheckpointError, ModelError, RunError
 from timechat.guard import check_model_folder, read_config
 from timechat.manifest import MANIFEST, newest, verify
-from timechat.model.adapt import ADAPTER_CONFIG, BASE_NOTE, load_adapter
+from timechat.model.adapt import ADAPTER_CONFIG, BASE_NOTE, load_adapter, output_head
 from timechat.model.choose import find_activation, set_activation
 from timechat.model.fused import fuse
+from timechat.model.quantise import quantise
 from timechat.model.render import Renderer
 from timechat.model.starter import FOLDER, cache_folder, starter_folder
 from timechat.store import sha256, write_text
@@ -127,6 +128,11 @@ def checked_folder(folder: Path) -> Path:
         hint = f" ({', '.join(others)} is not read: pickles can run code)" if others else ""
         raise ModelError(f"{folder} has no weights: no *.safetensors file{hint}")
     check_model_folder(folder)
+    if "quantization_config" in read_config(folder / "config.json"):
+        raise ModelError(
+            f"{folder} is quantised already, so its own weights are lost: take the model as it was "
+            "published first (adapt.method = qlora quantises it while training)"
+        )
     return folder
 
 
@@ -136,8 +142,8 @@ def load(source: Source, system: str = "") -> Loaded:
     tokenizer = load_tokenizer(tokenizer_folder)
     model = _from_pretrained(source.folder, pick_dtype())
     if source.adapter is not None:
+        _prepare(model, source.adapter)
         load_adapter(model, source.adapter)
-        _reactivate(model, source.adapter)
     model.eval()
     still(model)
     fuse(model)
@@ -222,13 +228,16 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _reactivate(model: PreTrainedModel, adapter: Path) -> None:
-    """Give the base the activation that an adapter of ours was trained under."""
+def _prepare(model: PreTrainedModel, adapter: Path) -> None:
+    """Make the base what an adapter of ours was trained beside: its activation, its bits."""
     about = adapter / BASE_NOTE
     if about.is_file():
-        name = json.loads(about.read_text(encoding="utf-8")).get("activation")
+        note = read_config(about)
+        name, bits = note.get("activation"), note.get("bits")
         if name and name != find_activation(model):
             set_activation(model, name)
+        if bits:
+            quantise(model, bits, but=output_head(model))
 
 
 def _adapter_source(name: str, folder: Path, say: Callable[[str], None]) -> Source:

@@ -16,13 +16,15 @@ from timechat.model.adapt import (
     adapters,
     attach,
     disabled,
+    output_head,
     save_adapter,
     set_strength,
     target_layers,
 )
 from timechat.model.choose import layer_list, number_of, set_activation
+from timechat.model.quantise import quantise
 from timechat.model.weights import Originals, after_layers, learning_names, release, save_weights
-from timechat.recipe import Adapt, Full, Layers, Lora
+from timechat.recipe import Adapt, Full, Layers, Lora, Qlora
 
 
 class Change:
@@ -78,6 +80,8 @@ def begin(model: PreTrainedModel, adapt: Adapt, alpha: float, seed: int) -> Chan
     Raises ModelError when the model has not what the section names.
     """
     before = set_activation(model, adapt.activation) if adapt.activation else None
+    if isinstance(adapt, Qlora):
+        quantise(model, adapt.bits, but=output_head(model))
     if isinstance(adapt, Lora):
         # alpha / √rank is alpha · √rank / rank: any reader of PEFT's file gets the same scale.
         scale = adapt.rank**0.5 if adapt.rslora else 1.0
@@ -93,7 +97,8 @@ def name_method(adapt: Adapt) -> str:
     if isinstance(adapt, Lora):
         targets = adapt.targets if isinstance(adapt.targets, str) else ", ".join(adapt.targets)
         where = "" if adapt.layers == "all" else f" of layers {adapt.layers}"
-        return f"LoRA, rank {adapt.rank}, {targets} linear layers{where}"
+        base = f" on a base in {adapt.bits} bits" if isinstance(adapt, Qlora) else ""
+        return f"LoRA, rank {adapt.rank}, {targets} linear layers{where}{base}"
     if isinstance(adapt, Layers):
         more = [name for name in ("embeddings", "head") if getattr(adapt, name)]
         return " and ".join([f"layers {adapt.layers}", *more])

@@ -19,6 +19,7 @@ from timechat.manifest import newest
 from timechat.model.load import Loaded, digest_folder, load_tokenizer
 from timechat.model.machine import peak_memory
 from timechat.model.method import begin, name_method, name_targets
+from timechat.model.recompute import recompute_layers
 from timechat.model.render import Renderer
 from timechat.recipe import Lora, Recipe, dump_recipe, load_recipe
 from timechat.records import Check, Plan, Report
@@ -136,6 +137,8 @@ def _learn(room: Room) -> tuple[list[Check], float]:
     loaded, plan, recipe = room.loaded, room.plan, room.recipe
     alpha = plan["alpha"] if isinstance(recipe.adapt, Lora) else 0.0
     change = begin(loaded.model, recipe.adapt, alpha, recipe.train.seed)
+    if plan["recompute"]:
+        recompute_layers(loaded.model)
     settings = Settings(
         num_steps=plan["steps"],
         learning_rate=plan["learning_rate"],
