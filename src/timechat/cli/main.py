@@ -276,6 +276,11 @@ def chat(
 )
 @click.option("--allow-host", "hosts", multiple=True, help="Another name of this server.")
 @click.option("--allow-origin", "origins", multiple=True, help="A web page that may call it.")
+@click.option(
+    "--ledger",
+    help="Where the pages keep conversations: an SQLite file or a postgresql:// URL"
+    " [default: ledger.db in $TIMECHAT_DATA or the user's data folder].",
+)
 def serve(
     models: tuple[str, ...],
     host: str,
@@ -283,8 +288,9 @@ def serve(
     api_keys: tuple[str, ...],
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
+    ledger: str | None,
 ) -> None:
-    """Serve models to every program that speaks OpenAI's API.
+    """Serve models to every program that speaks OpenAI's API, and to people as a chat page.
 
     \b
     timechat serve runs/demo
@@ -292,6 +298,7 @@ def serve(
     timechat serve runs/demo --host 0.0.0.0 --api-key "$KEY"
     """
     from timechat.cli.display import console
+    from timechat.ledger.database import default_ledger, open_ledger
     from timechat.serve.keys import Keys
     from timechat.serve.run import run
     from timechat.serve.settings import Settings
@@ -302,7 +309,9 @@ def serve(
 
     settings = Settings(host, port, hosts, origins)
     settings.check(len(api_keys))
-    run(find_models(models, say), settings, Keys(api_keys), say)
+    found = find_models(models, say)
+    kept = open_ledger(ledger or default_ledger())
+    run(found, settings, Keys(api_keys), say, ledger=kept)
 
 
 @cli.command()

@@ -7,6 +7,7 @@ cannot do is race. Readers never wait. Which rows there are is for `tables`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,17 @@ class Ledger:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def default_ledger() -> Path:
+    """Where a server keeps what belongs to no run: `$TIMECHAT_DATA`, or the user's data folder.
+
+    The folder is made where it is missing, for this user alone.
+    """
+    share = os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")
+    folder = Path(os.environ.get("TIMECHAT_DATA") or Path(share) / "timechat")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / "ledger.db"
 
 
 def open_ledger(where: str | Path) -> Ledger:

@@ -86,6 +86,19 @@ annotation_claims = Table(
     Column("until_ms", BigInteger, nullable=False),
 )
 
+chats = Table(
+    "chats",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project", Text, primary_key=True),
+    Column("title", Text, nullable=False),
+    Column("system", Text, nullable=False),
+    Column("turns", JSON, nullable=False),
+    Column("words", Text, nullable=False),  # what a search looks through, in lower case
+    Column("created_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+)
+
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000

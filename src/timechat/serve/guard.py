@@ -19,9 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from timechat.serve.errors import ApiError
 from timechat.serve.keys import Caller, Keys, credential
 from timechat.serve.settings import Settings, is_loopback
+from timechat.serve.studio.sign_in import PATH as SIGN_IN
+from timechat.serve.studio.sign_in import form_response
 
-# Answers without a key, so that a supervisor needs none.
-PUBLIC = frozenset({"/health"})
+# Answers without a key: a supervisor needs none, and signing in checks the key it is given.
+PUBLIC = frozenset({"/health", SIGN_IN})
 _PREFLIGHT = (b"access-control-request-method",)
 
 
@@ -148,7 +150,16 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
         return
+    if error.status == 401 and _wants_page(scope):
+        await form_response()(scope, receive, send)
+        return
     await error.response(scope, receive, send)
+
+
+def _wants_page(scope: Scope) -> bool:
+    """Whether a browser asks for something to look at."""
+    accept = dict(scope["headers"]).get(b"accept", b"")
+    return scope["method"] == "GET" and b"text/html" in accept
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

@@ -6,8 +6,11 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
 
 DEFAULT_PROJECT = "default"
+# What signing in to the pages leaves in the browser.
+COOKIE = "timechat_key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,16 @@ class Keys:
 
 
 def credential(headers: Mapping[bytes, bytes]) -> str | None:
-    """The one parser of credentials: `Authorization: Bearer KEY`, nothing else."""
-    scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    return key.strip() or None if scheme.lower() == "bearer" else None
+    """The one parser of credentials: `Authorization: Bearer KEY`, or else the pages' cookie."""
+    if b"authorization" in headers:
+        scheme, _, key = headers[b"authorization"].decode("latin-1").partition(" ")
+        return key.strip() or None if scheme.lower() == "bearer" else None
+    cookie = SimpleCookie()
+    try:
+        cookie.load(headers.get(b"cookie", b"").decode("latin-1"))
+    except CookieError:
+        return None
+    return cookie[COOKIE].value or None if COOKIE in cookie else None
 
 
 def _digest(key: str) -> bytes:

@@ -9,10 +9,12 @@ from types import FrameType
 import uvicorn
 from fastapi import APIRouter
 
+from timechat.ledger.database import Ledger
 from timechat.serve.app import create_app
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry, Served
 from timechat.serve.settings import Settings
+from timechat.serve.studio.mount import mount_studio
 from timechat.stages.serve import Opened, open_model
 
 
@@ -50,9 +52,11 @@ def run(
     keys: Keys,
     say: Callable[[str], None],
     routers: Iterable[APIRouter] = (),
+    ledger: Ledger | None = None,
 ) -> None:
-    """Serve until a signal. Raises ModelError where a model cannot be loaded."""
-    asyncio.run(_run(list(models), settings, keys, say, routers))
+    """Serve until a signal; with a ledger, the studio's pages too. Raises ModelError where a model
+    cannot be loaded."""
+    asyncio.run(_run(list(models), settings, keys, say, routers, ledger))
 
 
 async def _run(
@@ -61,9 +65,12 @@ async def _run(
     keys: Keys,
     say: Callable[[str], None],
     routers: Iterable[APIRouter],
+    ledger: Ledger | None,
 ) -> None:
     registry = Registry(settings.limits.drain_s)
     app = create_app(registry, settings, keys, routers)
+    if ledger is not None:
+        mount_studio(app, ledger)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -76,7 +83,9 @@ async def _run(
         h11_max_incomplete_event_size=64 << 10,
     )
     server = Server(config, registry, settings.limits.drain_s)
-    loading = asyncio.create_task(_load(models, registry, settings, server, say))
+    loading = asyncio.create_task(
+        _load(models, registry, settings, server, say, ledger is not None)
+    )
     serving = asyncio.create_task(server.serve())
     try:
         await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,11 +106,13 @@ async def _load(
     settings: Settings,
     server: Server,
     say: Callable[[str], None],
+    has_pages: bool,
 ) -> None:
     registry.loading = {opened.name for opened in models}
     for opened in models:
         responder = await asyncio.to_thread(open_model, opened)
-        await registry.add(Served(opened.name, responder, opened.digest))
+        details = {"run": str(opened.run)} if opened.run else {}
+        await registry.add(Served(opened.name, responder, opened.digest, details=details))
         registry.loading.discard(opened.name)
         able = responder.capabilities
         note = f" ({able.note})" if able.note else ""
@@ -111,3 +122,5 @@ async def _load(
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     port = server.servers[0].sockets[0].getsockname()[1]
     say(f"listening on http://{shown}:{port}/v1 (Ctrl-C ends)")
+    if has_pages:
+        say(f"chat in a browser: http://{shown}:{port}/")

@@ -24,6 +24,12 @@ class Opened:
     source: Source
     digest: str
 
+    @property
+    def run(self) -> Path | None:
+        """The run's folder, where the model is a run or a checkpoint of one."""
+        folder = Path(self.source.name.partition("@")[0])
+        return folder.resolve() if (folder / "recipe.yaml").is_file() else None
+
 
 def find_models(names: Sequence[str], say: Callable[[str], None]) -> list[Opened]:
     """The files behind each MODEL. Raises ModelError for one that is missing or named twice."""

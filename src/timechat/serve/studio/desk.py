@@ -1,0 +1,48 @@
+"""What the studio's routes share: the ledger, the queues, and the checkpoints opened on the way."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import Request
+
+from timechat.ledger.annotation import Queue, open_queue
+from timechat.ledger.database import Ledger
+from timechat.serve.registry import Served
+from timechat.serve.studio.earlier import Earlier
+from timechat.stages.annotate import open_folder
+
+# Where corrections of a model go that is no run and so has no folder of its own to keep them.
+OTHERS = "corrections"
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Made once a server; `app.state.desk`. `ledger` keeps what belongs to no run."""
+
+    ledger: Ledger
+    earlier: Earlier
+    _queues: dict[Path, Queue] = field(default_factory=dict[Path, Queue])
+    _opening: threading.Lock = field(default_factory=threading.Lock)
+
+    def queue_of(self, model: Served) -> Queue:
+        """The queue that `timechat annotate` opens for this model's run, or the common one."""
+        run = run_of(model)
+        if run is None:
+            return open_queue(self.ledger, OTHERS)
+        with self._opening:
+            if run not in self._queues:
+                self._queues[run] = open_folder(run).queue
+            return self._queues[run]
+
+
+def desk_of(request: Request) -> Desk:
+    return request.app.state.desk
+
+
+def run_of(model: Served) -> Path | None:
+    """The run's folder behind a served model, or None where it is none."""
+    folder = model.details.get("run")
+    return Path(folder) if folder else None

@@ -1,0 +1,146 @@
+"""What people say of answers: corrections and picks from the chat, and the queue's page.
+
+Everything lands in the queue of the model's run, which `timechat annotate` works on too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from timechat.conversation import Message
+from timechat.ledger.annotation import Answer, Item, Judgement, Queue
+from timechat.serve.gate import gate_of
+from timechat.serve.studio.desk import desk_of
+from timechat.stages.annotate import measure_agreement
+
+router = APIRouter(tags=["studio"])
+
+Text = Annotated[str, Field(max_length=100_000)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+VERDICTS = {"good": "right", "bad": "wrong", "correct": "corrected"}
+# On the screen the answers stand in an order of their own; the judgement is of the item's.
+OTHER_SIDE = {"first": "second", "second": "first"}
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Words(Part):
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class Said(Part):
+    """A person's word on an answer in the chat."""
+
+    conversation: Name
+    model: Name
+    prompt: Annotated[list[Words], Field(min_length=1, max_length=500)]
+    author: Name = "chat"
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return tuple(Message(one.role, one.content) for one in self.prompt)
+
+
+class Correction(Said):
+    answer: Text
+    verdict: Literal["good", "bad", "correct"]
+    value: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    others: Annotated[list[Text], Field(max_length=20)] = []
+
+
+class Pick(Said):
+    answers: Annotated[list[Text], Field(min_length=2, max_length=2)]
+    origins: Annotated[list[Name], Field(min_length=2, max_length=2)]
+    picked: Annotated[int, Field(ge=0, le=1)]
+
+
+class Person(Part):
+    model: Name
+    annotator: Name
+
+
+class Judged(Person):
+    item: int
+    verdict: Name
+    value: Text | None = None
+    seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
+
+
+@router.post("/studio/corrections", status_code=201)
+def correct(body: Correction, request: Request) -> dict[str, int]:
+    """Keep what was said of an answer; other ways to ask become items of their own beside it."""
+    said = Judgement(0, body.author, VERDICTS[body.verdict], body.value)
+    answer = Answer(body.answer, body.model)
+    item = Item(
+        "judge", body.messages, (answer,), group=body.conversation, source="chat", said=(said,)
+    )
+    items = [item]
+    for words in body.others:
+        prompt = (*item.prompt[:-1], Message("user", words))
+        items.append(replace(item, prompt=prompt, answers=()))
+    return {"added": _queue(body.model, request).add(items)}
+
+
+@router.post("/studio/picks", status_code=201)
+def pick(body: Pick, request: Request) -> dict[str, int]:
+    """Keep which of two answers was the better one."""
+    answers = tuple(map(Answer, body.answers, body.origins))
+    said = Judgement(0, body.author, ("first", "second")[body.picked])
+    item = Item(
+        "choose", body.messages, answers, group=body.conversation, source="chat", said=(said,)
+    )
+    return {"added": _queue(body.model, request).add([item])}
+
+
+@router.post("/studio/queue/claim")
+def claim(body: Person, request: Request) -> dict[str, Any]:
+    """The next thing to judge for this person, and how far the queue is."""
+    queue = _queue(body.model, request)
+    return _shown(queue, queue.claim(body.annotator), body.annotator)
+
+
+@router.post("/studio/queue/answer")
+def answer(body: Judged, request: Request) -> dict[str, Any]:
+    """Keep a judgement, and give the next thing to judge."""
+    queue = _queue(body.model, request)
+    found = next((one for one in queue.items() if one.id == body.item), None)
+    verdict = body.verdict
+    if found is not None and found.shown_order(body.annotator)[:1] == (1,):
+        verdict = OTHER_SIDE.get(verdict, verdict)
+    queue.answer(Judgement(body.item, body.annotator, verdict, body.value, seconds=body.seconds))
+    return _shown(queue, queue.claim(body.annotator), body.annotator)
+
+
+@router.post("/studio/queue/undo")
+def undo(body: Person, request: Request) -> dict[str, Any]:
+    """Take this person's latest judgement back and show its item again."""
+    queue = _queue(body.model, request)
+    return _shown(queue, queue.undo(body.annotator), body.annotator)
+
+
+@router.get("/studio/queue/agreement")
+def agreement(model: str, request: Request) -> dict[str, Any]:
+    return {"agreement": [asdict(one) for one in measure_agreement(_queue(model, request))]}
+
+
+def _queue(model: str, request: Request) -> Queue:
+    return desk_of(request).queue_of(gate_of(request).model(model))
+
+
+def _shown(queue: Queue, item: Item | None, annotator: str) -> dict[str, Any]:
+    """An item as its judge may see it: in the judge's own order, and nobody's names."""
+    row: dict[str, Any] = {"progress": asdict(queue.progress(annotator)), "labels": queue.labels}
+    if item is None:
+        return row | {"item": None}
+    texts = [item.answers[i].text for i in item.shown_order(annotator)]
+    prompt = [{"role": m.role, "content": m.content} for m in item.prompt]
+    suggestions = [asdict(one) for one in item.suggestions]
+    shown = {"id": item.id, "task": item.task, "prompt": prompt, "answers": texts}
+    return row | {"item": shown | {"suggestions": suggestions}}

@@ -1,0 +1,220 @@
+"""The pages in a real browser, over a scripted engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve.conftest import Site, build_responder, build_site, listening, says
+from serve.studio.conftest import with_studio
+from serve.studio.test_studio_api import build_run, serve_as_run
+from timechat.engine.fake import FakeEngine
+from timechat.engine.protocol import Request
+from timechat.serve.registry import Served
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+]
+
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
+ATTACKS = [
+    "<script>window.hacked=1</script>",
+    "<img src=x onerror=window.hacked=1>",
+    '<img src="https://evil.example/pixel.png">',
+    "![p](https://evil.example/pixel.png)",
+    "[x](javascript:window.hacked=1)",
+    "[x](data:text/html,<script>window.hacked=1</script>)",
+    "<iframe srcdoc='<script>parent.hacked=1</script>'></iframe>",
+    "<svg onload=window.hacked=1>",
+    '<a href="javascript:window.hacked=1">x</a>',
+    "```\n</code></pre><script>window.hacked=1</script>\n```",
+    "**<b onmouseover=window.hacked=1>x</b>**",
+    "> " * 3000 + "deep",
+    "<style>@import 'https://evil.example/a.css'</style>",
+    "<meta http-equiv=refresh content='0;url=https://evil.example'>",
+    "<form action=https://evil.example><button>x</button></form>",
+    "\u202egnihton",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[api.Browser]:
+    api.expect.set_options(timeout=20_000)
+    with api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: api.Browser) -> Iterator[api.Page]:
+    """A page on which a script's error, a refused policy or a foreign request is a failure."""
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    opened = context.new_page()
+    opened.set_default_timeout(20_000)
+    faults: list[str] = []
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on(
+        "request",
+        lambda r: "evil.example" in r.url and faults.append(f"asked {r.url}"),
+    )
+    yield opened
+    context.close()
+    assert faults == []
+
+
+def send(page: api.Page, words: str) -> None:
+    page.get_by_label("Message").fill(words)
+    page.keyboard.press("Enter")
+
+
+def test_an_answer_streams_is_kept_and_is_found_again(studio: Site, page: api.Page) -> None:
+    with listening(studio) as address:
+        page.goto(address)
+        send(page, "Good day to you")
+        api.expect(page.get_by_role("log")).to_contain_text("Grüß Gott, 🙂 friend.")
+        api.expect(page.get_by_role("log")).to_contain_text("first word")
+        page.get_by_role("button", name="New chat").click()
+        api.expect(page.get_by_role("log")).not_to_contain_text("friend")
+        page.get_by_label("Search conversations").fill("friend")
+        page.get_by_role("button", name="Good day to you", exact=True).click()
+        api.expect(page.get_by_role("log")).to_contain_text("Grüß Gott, 🙂 friend.")
+
+
+def test_stop_keeps_what_was_delivered_and_frees_the_engine(tmp_path: Path, page: api.Page) -> None:
+    engine = FakeEngine(says("word " * 400), interval_s=0.05)
+    site = with_studio(build_site(engine), tmp_path)
+    with listening(site) as address:
+        page.goto(address)
+        send(page, "Talk")
+        api.expect(page.locator(".words").first).to_contain_text("word word")
+        page.keyboard.press("Escape")
+        api.expect(page.get_by_role("log")).to_contain_text("stopped")
+        page.wait_for_timeout(300)
+        assert len(engine.cancelled) == 1
+        kept = page.locator(".words").first.inner_text()
+        page.reload()
+        page.get_by_role("button", name="Talk", exact=True).click()
+        assert page.locator(".words").first.inner_text() == kept
+
+
+def test_an_edited_question_and_a_second_answer_replace_what_followed(
+    studio: Site, page: api.Page
+) -> None:
+    with listening(studio) as address:
+        page.goto(address)
+        send(page, "First words")
+        page.get_by_title("Answer again").click()
+        api.expect(page.locator(".answers")).to_have_count(1)
+        api.expect(page.locator(".facts")).to_contain_text("first word")
+        page.get_by_title("Edit this message").click()
+        api.expect(page.get_by_label("Message")).to_have_value("First words")
+        send(page, "Second words")
+        api.expect(page.get_by_role("log")).to_contain_text("Second words")
+        api.expect(page.get_by_role("log")).not_to_contain_text("First words")
+
+
+def test_a_correction_is_written_by_keyboard_alone(studio: Site, page: api.Page) -> None:
+    with listening(studio) as address:
+        page.goto(address)
+        send(page, "When?")
+        page.get_by_title("Write a better answer").focus()
+        page.keyboard.press("Enter")
+        page.get_by_label("What should it have said?").fill("At nine.")
+        page.get_by_role("button", name="Save correction").focus()
+        page.keyboard.press("Enter")
+        api.expect(page.get_by_role("status")).to_contain_text("Saved")
+        page.goto(f"{address}/queue")
+        page.get_by_label("Your name").fill("Ada")
+        page.keyboard.press("Tab")
+        api.expect(page.locator("#progress")).to_contain_text("1 of 1 judged")
+
+
+def test_two_models_answer_side_by_side_unnamed_and_one_is_chosen(
+    studio: Site, page: api.Page
+) -> None:
+    opened = studio.open
+
+    async def open_both() -> None:
+        await opened()
+        second = build_responder(FakeEngine(says("Hello friend.")))
+        await studio.registry.add(Served("other", second, "d2"))
+
+    studio.open = open_both  # type: ignore[method-assign]
+    with listening(studio) as address:
+        page.goto(address)
+        page.get_by_label("Two side by side").check()
+        page.get_by_label("Without names").check()
+        send(page, "Hi")
+        api.expect(page.get_by_label("Answer A")).to_be_visible()
+        api.expect(page.get_by_label("Answer B")).to_be_visible()
+        page.get_by_role("button", name="This one is better").first.click()
+        api.expect(page.get_by_role("article", name="other")).to_be_visible()
+        api.expect(page.get_by_role("status")).to_contain_text("Noted")
+
+
+def test_nothing_that_a_model_writes_is_executed_or_fetched(tmp_path: Path, page: api.Page) -> None:
+    def attack(request: Request) -> list[int]:
+        return says("\n\n".join(ATTACKS))(request)
+
+    site = with_studio(build_site(FakeEngine(attack, window=100_000)), tmp_path)
+    with listening(site) as address:
+        page.goto(address)
+        send(page, ATTACKS[0])
+        api.expect(page.locator(".facts").first).to_contain_text("first word", timeout=20_000)
+        assert page.evaluate("window.hacked") is None
+        assert page.locator(".words :is(script, img, iframe, svg, style, form, meta)").count() == 0
+        hrefs = page.eval_on_selector_all(".words a", "nodes => nodes.map(n => n.href)")
+        assert all(href.startswith(("http://", "https://")) for href in hrefs)
+
+
+def test_a_phone_shows_the_chat_and_opens_the_list_on_demand(studio: Site, page: api.Page) -> None:
+    page.set_viewport_size({"width": 375, "height": 700})
+    with listening(studio) as address:
+        page.goto(address)
+        api.expect(page.get_by_role("button", name="New chat")).to_be_hidden()
+        page.get_by_role("button", name="Chats").click()
+        api.expect(page.get_by_role("button", name="New chat")).to_be_visible()
+        page.get_by_role("button", name="New chat").click()
+        send(page, "Hi")
+        api.expect(page.get_by_role("log")).to_contain_text("friend")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_the_runs_page_draws_the_curve_and_the_six_checks(
+    site: Site, tmp_path: Path, page: api.Page
+) -> None:
+    run = build_run(tmp_path / "runs" / "shop")
+    with_studio(site, tmp_path)
+    serve_as_run(site, run)
+    with listening(site) as address:
+        page.goto(f"{address}/runs")
+        api.expect(page.get_by_role("img", name="loss from 2.00 to 1.50")).to_be_visible()
+        api.expect(page.get_by_text("all rows")).to_be_visible()
+        page.get_by_role("link", name="chat with it").click()
+        api.expect(page.locator("#model")).to_have_value("shop")
+
+
+def test_forty_pages_opened_and_closed_leave_nothing_open(
+    studio: Site, browser: api.Browser
+) -> None:
+    def handles() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    with listening(studio) as address:
+        context = browser.new_context()
+        for i in range(40):
+            page = context.new_page()
+            page.goto(address, wait_until="commit")
+            page.close()
+            if i == 10:
+                before = handles()
+        context.close()
+        assert handles() <= before + 5
