@@ -161,3 +161,9 @@ class Report:
     samples: tuple[Sample, ...]
     groups: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     run: dict[str, Any] = field(default_factory=dict[str, Any])
+    # What the figures mean beside the verdict, in plain sentences; and everything more that was
+    # measured: labels, answers as texts, arms, judge, strengths, overfitting, hashes.
+    findings: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+    best: tuple[Sample, ...] = ()
+    worst: tuple[Sample, ...] = ()

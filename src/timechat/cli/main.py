@@ -217,6 +217,16 @@ def resume(run: Path, strict: bool, as_json: bool) -> None:
 @click.argument("models", nargs=-1, required=True)
 @click.option("--questions", type=click.Path(path_type=Path), help="Rows; last turn = reference.")
 @click.option("--system", default="", help="System prompt of questions that bring none.")
+@click.option("--arms", default="", help="Of prompt,few-shot,retrieval,tuned-retrieval.")
+@click.option(
+    "--documents", type=click.Path(path_type=Path), help="What retrieval looks things up in."
+)
+@click.option("--hosted", default="", metavar="URL#MODEL", help="One more arm: a hosted model.")
+@click.option("--judge", default="", metavar="URL#MODEL", help="A model that judges the pairs.")
+@click.option(
+    "--format", "wanted", default="", help="Answers should be json, regex:…, or a schema file."
+)
+@click.option("--offline", is_flag=True, help="Only recorded answers of endpoints; ask nothing.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to leave the report.")
 @STRICT
 @JSON
@@ -224,20 +234,36 @@ def compare(
     models: tuple[str, ...],
     questions: Path | None,
     system: str,
+    arms: str,
+    documents: Path | None,
+    hosted: str,
+    judge: str,
+    wanted: str,
+    offline: bool,
     out: Path | None,
     strict: bool,
     as_json: bool,
 ) -> None:
     """Before and after of a run again, or any two models on any questions.
 
+    Arms ask whether training was needed: the base with a good prompt, with training examples in
+    the prompt, with documents to look things up in. Endpoints take their key from
+    TIMECHAT_API_KEY or OPENAI_API_KEY.
+
     \b
     timechat compare runs/demo
     timechat compare starter runs/demo --questions mine.jsonl --out report
+    timechat compare runs/demo --arms prompt,few-shot,retrieval --documents handbook/
+    timechat compare runs/demo http://127.0.0.1:8000/v1#other --questions mine.jsonl
     """
     from timechat.cli.display import Display
-    from timechat.stages.versus import versus
+    from timechat.stages.arms import parse_arms
+    from timechat.stages.versus import Options, versus
 
-    report, folder = versus(models, questions, system, out, Display())
+    options = Options(
+        parse_arms(arms, documents), documents, hosted, judge, _format(wanted), offline
+    )
+    report, folder = versus(models, questions, system, out, Display(), options)
     _finish(report, folder, strict, as_json)
 
 
@@ -509,6 +535,19 @@ def _advise(error: Exception) -> str | None:
 def _terminated(*_: Any) -> None:
     click.echo("stopped; `timechat resume RUN` goes on from the newest checkpoint", err=True)
     sys.exit(143)
+
+
+def _format(wanted: str) -> str:
+    """A format as the scorers read it: a file's text where one is named; refused if it is none."""
+    from timechat.evals.texts import format_check
+
+    file = Path(wanted)
+    text = (
+        file.read_text(encoding="utf-8") if wanted.endswith(".json") and file.is_file() else wanted
+    )
+    if text:
+        format_check(text)
+    return text
 
 
 def _columns(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -12,6 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timechat.evals.extras import (
+    draw_arms,
+    draw_judge,
+    draw_labels,
+    draw_strengths,
+    mark_changes,
+)
 from timechat.evals.figures import (
     VERDICT_WORDS,
     choose_places,
@@ -50,13 +57,15 @@ COSTS = {
 }
 FOOTNOTES = (
     "Both models answered the same questions, and each question is compared with itself. The "
-    "interval covers the mean difference with 95 % confidence: Student's t with a cluster-robust "
-    "standard error, where questions of one group (one fact, one document) count as one cluster.",
-    "A gain is claimed only when the whole interval lies above zero; an ability counts as kept "
+    "interval covers the mean difference with 95 % confidence: Student's t on the means of groups, "
+    "where questions of one group (one fact, one document) count as one.",
+    "A gain is claimed only when the whole interval lies above zero and a permutation test agrees "
+    "(Holm's correction over the measures that decide); an ability counts as kept "
     "only when the whole interval lies above minus the margin. Only the measures behind the "
     "verdict were chosen beforehand; read the others, the groups and the samples as hints.",
-    "Not measured: questions unlike these, safety, and the luck of training. This is one "
-    "training run; the interval is about the questions, not about other random seeds.",
+    "Not measured: questions unlike these, safety beyond the refusals among the general "
+    "questions, what people would prefer, and the luck of training. This is one training run; "
+    "the interval is about the questions, not about other random seeds.",
 )
 _GOOD = {"improved", "kept"}
 _BAD = {"not_improved", "lost"}
@@ -72,7 +81,13 @@ def build_page(report: Report, curves: Curves) -> str:
         _section("Measures", _build_measures(report)),
         _section("Loss and accuracy", _build_curves(curves)),
         _section("Change per group", _build_groups(report)),
-        _section("Side by side", _build_samples(report.samples)),
+        _section("Without training, and beside it", draw_arms(report.details)),
+        _section("Labels", draw_labels(report.details)),
+        _section("Strength of the adapter", draw_strengths(report.details)),
+        _section("A judge's view", draw_judge(report.details)),
+        _section("Gained most", _build_samples(report.best)),
+        _section("Lost most", _build_samples(report.worst)),
+        _section("Side by side, not chosen by result", _build_samples(report.samples)),
         _section("What it cost", _build_costs(report.run)),
         _section("How to read this", "".join(f"<p>{_text(note)}</p>" for note in FOOTNOTES)),
     )
@@ -126,8 +141,14 @@ def _build_top(report: Report) -> str:
         f'<header><p class="kicker">TimeChat report</p><h1 class="{_tone(report.verdict)}">'
         f"{_text(VERDICT_WORDS[report.verdict].capitalize())}</h1>"
         f'<p class="headline">{_figure(report.headline)}.</p>'
-        f'<div class="cards">{cards}</div></header>'
+        + _build_findings(report.findings)
+        + f'<div class="cards">{cards}</div></header>'
     )
+
+
+def _build_findings(findings: Sequence[str]) -> str:
+    items = "".join(f"<li>{_figure(finding)}</li>" for finding in findings)
+    return f'<ul class="findings">{items}</ul>' if items else ""
 
 
 def _build_checks(report: Report) -> str:
@@ -191,12 +212,20 @@ def _build_curves(curves: Curves) -> str:
         Line("training loss", smooth(train), "first"),
         Line("validation loss", series.get("validation", []), "second", dots=True),
     ]
-    accuracy = [Line("validation accuracy", series.get("accuracy", []), "third", dots=True)]
+    accuracy = [
+        Line("validation accuracy", series.get("accuracy", []), "third", dots=True),
+        Line("general questions", series.get("general", []), "second", dots=True),
+    ]
+    drift = [Line("divergence from the base", series.get("divergence", []), "second", dots=True)]
     charts = (
         (draw_chart(losses, label="Loss by step"), "Nats per answer token; lower is better."),
         (
             draw_chart(accuracy, label="Validation accuracy by step", percent=True),
-            "Share of validation answers that were right.",
+            "Tokens of validation answers that were right, and general questions watched beside.",
+        ),
+        (
+            draw_chart(drift, label="Divergence from the base by step"),
+            "Nats a token on the run's own questions: how far from the base it has moved.",
         ),
     )
     drawn = "".join(
@@ -252,10 +281,11 @@ def _build_sample(sample: Sample) -> str:
         scores = f"{100 * sample.score_before:.0f} → {100 * sample.score_after:.0f} %"
         mark = f'<span class="chip {tone}">{word}, {scores}</span>'
     group = f'<span class="detail">{_text(sample.group)}</span>' if sample.group else ""
+    marked = zip(("Before", "After"), mark_changes(sample.before, sample.after), strict=True)
     answers = "".join(
         f'<div><p class="what">{name}</p><p class="said" dir="auto">'
-        f"{_text(text) or '<i>(nothing)</i>'}</p></div>"
-        for name, text in (("Before", sample.before), ("After", sample.after))
+        f"{text or '<i>(nothing)</i>'}</p></div>"
+        for name, text in marked
     )
     return (
         f'<article class="card sample"><div class="asked"><p class="said" dir="auto">'

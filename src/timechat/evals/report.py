@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.evals.compare import read_margin
+from timechat.evals.extras import ARM_COLUMNS, list_arms
 from timechat.evals.figures import (
     VERDICT_WORDS,
     write_bounds,
@@ -24,7 +25,7 @@ from timechat.evals.page import FOOTNOTES, Curves, build_page, list_costs
 from timechat.records import Measure, Report, Sample, Verdict
 from timechat.store import to_json, write_json, write_text
 
-CURVES = ("train", "validation", "accuracy")
+CURVES = ("train", "validation", "accuracy", "general", "divergence")
 MEASURE_COLUMNS = (
     *("measure", "before", "after", "difference", "95 % interval"),
     *("n", "clusters", "verdict", "note"),
@@ -35,8 +36,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 def write_report(report: Report, folder: Path, curves: Curves) -> None:
     """Write the three files, the machine-readable one last, so that it vouches for the others.
 
-    `curves` maps "train" and "validation" to (step, loss) and "accuracy" to (step, share); each
-    may be missing or empty.
+    `curves` maps "train" and "validation" to (step, loss), "accuracy" and "general" to (step,
+    share), "divergence" to (step, nats); each may be missing or empty.
     """
     if unknown := sorted(set(curves) - set(CURVES)):
         raise ValueError(f"unknown curve {unknown[0]!r}; known: {', '.join(CURVES)}")
@@ -85,6 +86,8 @@ def build_markdown(report: Report) -> str:
         "",
         _escape(report.headline),
         "",
+        *(f"- {_escape(finding)}" for finding in report.findings),
+        *([""] if report.findings else []),
         "## Six checks",
         "",
         *_table(
@@ -104,6 +107,18 @@ def build_markdown(report: Report) -> str:
         lines += ["## Side by side", ""]
         for number, sample in enumerate(report.samples, start=1):
             lines += _sample_lines(number, sample)
+    for title, samples in (("Gained most", report.best), ("Lost most", report.worst)):
+        if samples:
+            lines += [f"## {title}", "", "To check by hand.", ""]
+            for number, sample in enumerate(samples, start=1):
+                lines += _sample_lines(number, sample)
+    if arms := report.details.get("arms"):
+        lines += [
+            "## Without training, and beside it",
+            "",
+            *_table(ARM_COLUMNS, list_arms(arms)),
+            "",
+        ]
     if costs := list_costs(report.run):
         lines += ["## What it cost", "", *_table(("", ""), costs), ""]
     lines += ["## How to read this", "", *(f"- {_escape(note)}" for note in FOOTNOTES), ""]

@@ -106,6 +106,11 @@ figcaption { color: var(--soft); font-size: .85rem; }
 .answers { padding: .8rem 0; margin-bottom: .8rem; border: solid var(--rule);
   border-width: 1px 0; }
 details summary { cursor: pointer; margin-bottom: 1rem; color: var(--soft); }
+ins { background: var(--good-bg); text-decoration: none; border-bottom: 2px solid var(--good); }
+del { background: var(--bad-bg); text-decoration: none; border-bottom: 2px dotted var(--bad); }
+.findings { margin: 1rem 0 0; max-width: 46rem; }
+.findings li { padding: .3rem 0 .3rem .9rem; border-left: 3px solid var(--open); margin: .3rem 0; }
+.wide { overflow-x: auto; }
 .costs { display: grid; gap: 1rem 1.5rem; margin: 0;
   grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
 .costs dt { color: var(--soft); font-size: .85rem; }

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from timechat.conversation import Conversation
+from timechat.evals.answers import (
+    changed_most,
+    describe,
+    find_leaks,
+    find_losses,
+    find_regressions,
+    text_measures,
+)
 from timechat.evals.compare import (
     change_groups,
     compare,
@@ -31,6 +41,20 @@ def say_power(task: Task, watcher: Watcher) -> None:
     watcher.say(foresee([q.cluster for q in task.questions]).write())
 
 
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What a report may hold beside the two snapshots, all of it optional.
+
+    `trained` are the training rows, against which answers are searched for copies and questions
+    for leaks; `wanted_format` is what `evals.texts.format_check` reads.
+    """
+
+    findings: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+    trained: tuple[Conversation, ...] = ()
+    wanted_format: str = ""
+
+
 def build_report(
     out: Path,
     task: Task,
@@ -39,22 +63,51 @@ def build_report(
     margin: float,
     checks: Sequence[Check],
     run: dict[str, Any],
+    extra: Extra | None = None,
 ) -> Report:
     """Compare, judge, and write `report.json`, `report.md` and `report.html` into `out`."""
+    extra = extra or Extra()
     measures = measure_all(task, before, after, margin)
-    score, likelihood = measures[:2] = correct(measures[:2])
-    retention = measures[2]
-    verdict = overall_verdict([score, likelihood])
+    # An endpoint gives no likelihoods: the answer score decides by itself.
+    decisive = measures[: 2 if before.task and after.task else 1]
+    measures[: len(decisive)] = correct(decisive)
+    decisive, retention = measures[: len(decisive)], measures[len(decisive)]
+    verdict = overall_verdict(decisive)
+    texts = text_measures(
+        task.questions,
+        before.answers,
+        after.answers,
+        [row.reference for row in extra.trained],
+        extra.wanted_format,
+    )
+    groups = change_groups(before.scores, after.scores)
+    findings = (
+        *find_leaks(task.questions, extra.trained),
+        *extra.findings,
+        *find_losses(texts),
+        *find_regressions(groups),
+    )
+    every = _every_sample(task, before, after)
+    best, worst = changed_most(every)
+    likelihood = decisive[1] if len(decisive) > 1 else None
     report = Report(
         verdict=verdict,
-        headline=headline(score, likelihood, retention, verdict),
+        headline=headline(decisive[0], likelihood, retention, verdict),
         checks=(*checks, check_retention(retention, margin)),
-        task=score,
+        task=decisive[0],
         retention=retention,
-        measures=tuple(measures),
-        samples=_samples(task, before, after),
-        groups=change_groups(before.scores, after.scores),
+        measures=(*measures, *texts),
+        samples=_spread(every),
+        groups=groups,
         run=run,
+        findings=findings,
+        details={
+            "answers": describe(task.questions, before.answers, after.answers),
+            "questions_sha256": task.digest,
+            **extra.details,
+        },
+        best=tuple(best),
+        worst=tuple(worst),
     )
     write_report(report, out, curves(out))
     return report
@@ -63,8 +116,11 @@ def build_report(
 def measure_all(task: Task, before: Snapshot, after: Snapshot, margin: float) -> list[Measure]:
     """Every measure: the answer score, its likelihood and retention first."""
     clusters = {q.id: q.cluster for q in task.questions}
+    score = compare("answer score", before.scores, after.scores, kind="gain", unit="share")
+    if not before.task or not after.task:
+        return [score, _not_measured(margin)]
     measures = [
-        compare("answer score", before.scores, after.scores, kind="gain", unit="share"),
+        score,
         _drift("likelihood of the reference answers", before.task, after.task, clusters),
         compare(
             "general ability",
@@ -122,18 +178,28 @@ def _choice_scores(rows: Sequence[Choosing]) -> list[Score]:
     return [Score(r.item, r.cluster, float(r.right), "likeliest-1") for r in rows]
 
 
-def _samples(task: Task, before: Snapshot, after: Snapshot) -> tuple[Sample, ...]:
-    """Questions spread over the file, none chosen for its result."""
-    step = max(1, len(task.questions) // NUM_SAMPLES)
-    return tuple(
+def _not_measured(margin: float) -> Measure:
+    """Retention where an endpoint gives answers only."""
+    note = f"margin {100 * margin:g} points; not measured: an endpoint gives no likelihoods"
+    reach = (float("-inf"), float("inf"))
+    return Measure("general ability", 0.0, 0.0, 0.0, reach, 0, 0, "undecided", "share", None, note)
+
+
+def _every_sample(task: Task, before: Snapshot, after: Snapshot) -> list[Sample]:
+    return [
         Sample(
-            question=task.questions[i].question[-1].content,
+            question=question.question[-1].content,
             before=before.answers[i],
             after=after.answers[i],
-            reference=task.questions[i].reference,
-            group=task.questions[i].group,
+            reference=question.reference,
+            group=question.group,
             score_before=before.scores[i].value,
             score_after=after.scores[i].value,
         )
-        for i in list(range(0, len(task.questions), step))[:NUM_SAMPLES]
-    )
+        for i, question in enumerate(task.questions)
+    ]
+
+
+def _spread(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Samples spread over the file, none chosen for its result."""
+    return tuple(samples[:: max(1, len(samples) // NUM_SAMPLES)][:NUM_SAMPLES])

@@ -35,15 +35,7 @@ def take(
     loaded: Loaded, task: Task, general: General, max_new_tokens: int, watcher: Watcher, name: str
 ) -> Snapshot:
     """Ask `loaded` everything, greedily."""
-    engine = TorchEngine(loaded.model)
-    stop = loaded.renderer.stop_ids
-    tick = watcher.track(f"{name}: answering {len(task.prompts)} questions", len(task.prompts))
-    ids = engine.answers(task.prompts, max_new_tokens, stop, tick)
-    answers = [loaded.renderer.parse(row) for row in ids]
-    scores = [
-        Score(q.id, q.cluster, answer_score(a, q), scorer_name(q))
-        for q, a in zip(task.questions, answers, strict=True)
-    ]
+    answers, scores = _answer(loaded, task, max_new_tokens, watcher, name)
     total = len(task.examples) + len(general.choices) + len(general.prose) + len(general.answers)
     tick = watcher.track(f"{name}: {len(general.choices)} general questions", total)
     return Snapshot(
@@ -54,6 +46,27 @@ def take(
         likelihoods(loaded.model, general.prose, tick),
         likelihoods(loaded.model, general.answers, tick),
     )
+
+
+def answers_only(
+    loaded: Loaded, task: Task, max_new_tokens: int, watcher: Watcher, name: str
+) -> Snapshot:
+    """The answers alone: all that can be compared with an endpoint."""
+    return Snapshot(*_answer(loaded, task, max_new_tokens, watcher, name), [], [], [], [])
+
+
+def _answer(
+    loaded: Loaded, task: Task, max_new_tokens: int, watcher: Watcher, name: str
+) -> tuple[list[str], list[Score]]:
+    engine = TorchEngine(loaded.model)
+    tick = watcher.track(f"{name}: answering {len(task.prompts)} questions", len(task.prompts))
+    ids = engine.answers(task.prompts, max_new_tokens, loaded.renderer.stop_ids, tick)
+    answers = [loaded.renderer.parse(row) for row in ids]
+    scores = [
+        Score(q.id, q.cluster, answer_score(a, q), scorer_name(q))
+        for q, a in zip(task.questions, answers, strict=True)
+    ]
+    return answers, scores
 
 
 def write(snapshot: Snapshot, task: Task, folder: Path) -> None:

@@ -1,0 +1,128 @@
+"""What stands in a report beside the measures: arms, labels, strengths, the judge, marked changes.
+
+Everything is given as the plain values of `Report.details`; every string is escaped here before it
+becomes HTML. The frame of the page is `page`'s.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+ARM_COLUMNS = (
+    "arm",
+    "score",
+    "against the base",
+    "against the tuned model",
+    "enough",
+    "s a question",
+)
+MAX_MARKED = 4_000
+"""Longer answers are shown without marks: comparing words takes the square of their number."""
+
+
+def list_arms(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """One row an arm, in words."""
+    return [
+        (
+            str(arm["name"]),
+            f"{arm['against_base']['after']:.1%}",
+            _points(arm["against_base"]),
+            _points(arm["against_tuned"]),
+            "yes" if arm["enough"] else "no",
+            f"{arm['seconds_per_answer']:.2f}",
+        )
+        for arm in arms
+    ]
+
+
+def draw_arms(details: Mapping[str, Any]) -> str:
+    arms = details.get("arms")
+    return _table(ARM_COLUMNS, list_arms(arms)) if arms else ""
+
+
+def draw_labels(details: Mapping[str, Any]) -> str:
+    """Accuracy, macro-F1 and the most frequent mix-ups of both sides."""
+    answers = details.get("answers", {})
+    sides = {name: answers[name]["labels"] for name in ("before", "after") if "labels" in answers.get(name, {})}  # noqa: E501  # fmt: skip
+    if not sides:
+        return ""
+    rows = [(n, f"{s['accuracy']:.1%}", f"{s['macro_f1']:.3f}") for n, s in sides.items()]
+    out = _table(("labels", "accuracy", "macro-F1"), rows)
+    mixups = sides.get("after", {}).get("mixups", [])
+    if mixups:
+        shown = [(str(want), str(got), str(count)) for want, got, count in mixups]
+        out += "<p class=detail>What the new model mixes up most:</p>"
+        out += _table(("right", "given", "times"), shown)
+    return out
+
+
+def draw_strengths(details: Mapping[str, Any]) -> str:
+    """The slider: task and retention at each strength, as validation saw them."""
+    rows = [
+        (
+            f"{row['strength']:g}" + (" (chosen)" if row.get("chosen") else ""),
+            f"{row['accuracy']:.1%}",
+            f"{row['drift']:+.3f}",
+        )
+        for row in details.get("strengths", [])
+    ]
+    head = ("strength", "validation accuracy a token", "general answers, nats a token lost")
+    return _table(head, rows) if rows else ""
+
+
+def draw_judge(details: Mapping[str, Any]) -> str:
+    judge = details.get("judge")
+    if not judge:
+        return ""
+    low, high = judge["length_ci95"]
+    rows = [
+        ("wins at equal length", f"{judge['length_controlled']:.0%} [{low:.0%}, {high:.0%}]"),
+        ("judged alike in both orders", f"{judge['consistency']:.0%}"),
+        ("verdicts for the answer shown first", f"{judge['firsts']:.0%}"),
+        ("control: equal answers (should be 50 %)", f"{judge['same']:.0%}"),
+        ("control: a constant answer wins (should be 0 %)", f"{judge['constant']:.0%}"),
+        ("control: an answer said twice wins (at most 50 %)", f"{judge['doubled']:.0%}"),
+        ("pairs without a verdict", str(judge["unjudged"])),
+    ]
+    return _table(("", ""), rows)
+
+
+def mark_changes(before: str, after: str) -> tuple[str, str]:
+    """Both answers as HTML, the words that the other does not have marked."""
+    if max(len(before), len(after)) > MAX_MARKED:
+        return html.escape(before), html.escape(after)
+    old, new = re.findall(r"\s+|\S+", before), re.findall(r"\s+|\S+", after)
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    left: list[str] = []
+    right: list[str] = []
+    for kind, a, b, c, d in matcher.get_opcodes():
+        left += _marked(old[a:b], "del", kind)
+        right += _marked(new[c:d], "ins", kind)
+    return "".join(left), "".join(right)
+
+
+def _marked(words: list[str], tag: str, kind: str) -> Iterator[str]:
+    text = html.escape("".join(words))
+    if not text:
+        return
+    yield text if kind == "equal" else f"<{tag}>{text}</{tag}>"
+
+
+def _points(measure: Mapping[str, Any]) -> str:
+    low, high = measure["ci95"]
+    return (
+        f"{100 * measure['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
+        f"{str(measure['verdict']).replace('_', ' ')}"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'  # noqa: E501

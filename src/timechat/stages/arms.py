@@ -1,0 +1,245 @@
+"""The arms of a proof: is training worth it, or would a prompt, examples or documents do?
+
+Every arm answers the same frozen questions as the base and the tuned model, paired with both.
+Nothing here is trained. Retrieval's index and the arithmetic of chance live below; the order of
+things and the plain sentence at the end are here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from timechat.conversation import Conversation, Message
+from timechat.endpoint import Endpoint, Reply, names_another
+from timechat.engine.torch import TorchEngine, window_of
+from timechat.errors import RecipeError, nearest
+from timechat.evals.compare import compare
+from timechat.evals.figures import write_change, write_interval, write_level
+from timechat.evals.scorers import answer_score, scorer_name
+from timechat.evals.suite import Task
+from timechat.model.load import Loaded
+from timechat.records import Measure, Score
+from timechat.retrieve.chunks import Chunk, read_chunks
+from timechat.retrieve.embed import Embedder
+from timechat.retrieve.index import Bm25, Dense, fuse
+from timechat.stages.watch import Watcher
+
+ARMS = ("prompt", "few-shot", "retrieval", "tuned-retrieval")
+UNTRAINED = ("prompt", "few-shot", "retrieval")
+SHOTS, CHUNKS = 4, 3
+ENOUGH = 0.05
+"""How far below the tuned model an arm may lie, in answer score, and still be called enough."""
+PROMPT = (
+    "Answer the user's question correctly and briefly. If the answer is a name, a number or a "
+    "label, give exactly that and nothing else. Do not repeat the question. If you are not sure, "
+    "give your best answer in one short sentence."
+)
+READ = "Use these excerpts to answer. Where they hold the answer, use their own words.\n\n"
+
+Ask = Callable[[Sequence[Message]], list[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One arm's answers, paired with the base's and the tuned model's."""
+
+    name: str
+    against_base: Measure
+    against_tuned: Measure
+    enough: bool
+    seconds_per_answer: float
+    cost: dict[str, Any]
+    answers: tuple[str, ...]
+
+
+def parse_arms(text: str, documents: Path | None) -> tuple[str, ...]:
+    """The arms that a comma-separated list names. Raises RecipeError for others."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in ARMS:
+            raise RecipeError(f"no arm {name!r}: {nearest(name, ARMS)}")
+        if name.endswith("retrieval") and documents is None:
+            raise RecipeError(f"the arm {name!r} needs --documents DIR to look things up in")
+    return tuple(dict.fromkeys(names))
+
+
+def few_shot(question: Conversation, rows: Sequence[Conversation], k: int = SHOTS) -> list[Message]:
+    """The question with the `k` training rows nearest to it in words before it.
+
+    Rows of the question's own group are left out: they would hand it the answer of a held-out fact.
+    """
+    others = [row for row in rows if not row.group or row.group != question.group]
+    turns = [row.question[-1].content for row in others]
+    nearest_rows = Bm25(turns).search(question.question[-1].content, k) if turns else []
+    system = [m for m in question.question if m.role == "system"]
+    shown = [
+        message
+        for i in reversed(nearest_rows)
+        for message in (Message("user", turns[i]), Message("assistant", others[i].reference))
+    ]
+    return [*system, *shown, *(m for m in question.question if m.role != "system")]
+
+
+class Library:
+    """Documents and the way to find the chunks that a question needs: words and meaning fused."""
+
+    def __init__(self, chunks: Sequence[Chunk], embedder: Embedder, watcher: Watcher) -> None:
+        self.chunks = list(chunks)
+        texts = [chunk.text for chunk in chunks]
+        tick = watcher.track(f"reading {len(texts)} chunks of documents", len(texts))
+        self.words = Bm25(texts)
+        self.embedder = embedder
+        self.meaning = Dense(embedder.centre(embedder.embed(texts, tick)))
+
+    def look_up(self, query: str, k: int = CHUNKS) -> list[Chunk]:
+        vector = self.embedder.embed([query])[0]
+        rankings = (self.words.search(query, 4 * k), self.meaning.search(vector, 4 * k))
+        return [self.chunks[i] for i in fuse(rankings, k)]
+
+    def with_excerpts(self, question: Conversation) -> list[Message]:
+        found = self.look_up(question.question[-1].content)
+        excerpts = "\n\n".join(chunk.text for chunk in found)
+        return _under(question, READ + excerpts)
+
+
+def with_prompt(question: Conversation) -> list[Message]:
+    return _under(question, PROMPT)
+
+
+def _under(question: Conversation, text: str) -> list[Message]:
+    """The question with `text` after its system prompt."""
+    system = "\n\n".join(m.content for m in question.question if m.role == "system")
+    rest = [m for m in question.question if m.role != "system"]
+    return [Message("system", f"{system}\n\n{text}" if system else text), *rest]
+
+
+def build_library(documents: Path, loaded: Loaded, watcher: Watcher) -> Library:
+    return Library(read_chunks(documents), Embedder(loaded), watcher)
+
+
+def answer_arm(
+    name: str,
+    loaded: Loaded,
+    task: Task,
+    ask: Callable[[Conversation], list[Message]],
+    max_new_tokens: int,
+    watcher: Watcher,
+) -> tuple[list[str], float]:
+    """One arm's answers to the task's questions, and the seconds that one took."""
+    room = window_of(loaded.model) - max_new_tokens
+    prompts = [_fitted(loaded, ask(question), room, name) for question in task.questions]
+    tick = watcher.track(f"{name}: answering {len(prompts)} questions", len(prompts))
+    started = time.perf_counter()
+    stop = loaded.renderer.stop_ids
+    ids = TorchEngine(loaded.model).answers(prompts, max_new_tokens, stop, tick)
+    seconds = (time.perf_counter() - started) / max(1, len(prompts))
+    return [loaded.renderer.parse(row) for row in ids], seconds
+
+
+def _fitted(loaded: Loaded, messages: list[Message], room: int, name: str) -> list[int]:
+    ids = loaded.renderer.prompt(messages)
+    if len(ids) > room:
+        raise RecipeError(
+            f"the arm {name!r} needs {len(ids)} tokens for a question and the model's window "
+            f"leaves {room}: compare without it, or bring shorter documents and examples"
+        )
+    return ids
+
+
+def weigh_arm(
+    name: str,
+    task: Task,
+    answers: Sequence[str],
+    base: Sequence[Score],
+    tuned: Sequence[Score],
+    seconds: float,
+    cost: dict[str, Any] | None = None,
+    missing: frozenset[str] = frozenset(),
+) -> Arm:
+    """Pair an arm with base and tuned over the questions that it answered."""
+    scores = [
+        Score(q.id, q.cluster, answer_score(a, q), scorer_name(q))
+        for q, a in zip(task.questions, answers, strict=True)
+        if q.id not in missing
+    ]
+    kept = {score.item for score in scores}
+    old = [score for score in base if score.item in kept]
+    new = [score for score in tuned if score.item in kept]
+    against_base = compare(f"{name} against base", old, scores, kind="gain", unit="share")
+    against_tuned = compare(f"{name} against tuned", new, scores, kind="gain", unit="share")
+    return Arm(
+        name,
+        against_base,
+        against_tuned,
+        against_base.verdict == "improved" and against_tuned.ci95[0] > -ENOUGH,
+        seconds,
+        cost or {},
+        tuple(answers),
+    )
+
+
+def ask_endpoint(
+    endpoint: Endpoint, task: Task, max_new_tokens: int, watcher: Watcher
+) -> tuple[list[Reply], dict[str, Any]]:
+    """A hosted model's answers, with what it cost and what went wrong."""
+    tick = watcher.track(f"{endpoint.model}: {len(task.questions)} questions", len(task.questions))
+    replies: list[Reply] = []
+    for question in task.questions:
+        replies.append(endpoint.ask(question.question, max_new_tokens))
+        tick(1)
+    return replies, tell_cost(endpoint, replies)
+
+
+def tell_cost(endpoint: Endpoint, replies: Sequence[Reply]) -> dict[str, Any]:
+    faults: dict[str, int] = {}
+    for reply in replies:
+        if reply.fault:
+            faults[reply.fault] = faults.get(reply.fault, 0) + 1
+    told = sorted({reply.model for reply in replies if reply.model})
+    cost: dict[str, Any] = {
+        "model_asked": endpoint.model,
+        "models_told": told,
+        "first_asked": min((r.date for r in replies if r.date), default=""),
+        "prompt_tokens": sum(r.prompt_tokens for r in replies),
+        "completion_tokens": sum(r.completion_tokens for r in replies),
+        "faults": faults,
+        "unanswered": sum(faults.values()),
+    }
+    if any(names_another(endpoint.model, name) for name in told):
+        cost["warning"] = f"asked for {endpoint.model}, answered by {', '.join(told)}"
+    return cost
+
+
+def tell_enough(arms: Sequence[Arm], tuned: Measure) -> list[str]:
+    """What the arms mean, in plain sentences; the first one answers whether training was needed."""
+    lines: list[str] = []
+    enough = [a for a in arms if a.enough and a.name in UNTRAINED]
+    if enough:
+        best = max(enough, key=lambda arm: arm.against_base.after)
+        level = write_level(best.against_base.after, best.against_base)
+        lines.append(
+            f"{best.name} alone is enough here: {level} without any training, against "
+            f"{write_level(tuned.after, tuned)} of the tuned model "
+            f"({write_change(best.against_tuned)} {write_interval(best.against_tuned)})"
+        )
+    elif arms and tuned.verdict == "improved":
+        lines.append("no arm without training does as well as the tuned model on these questions")
+    elif arms:
+        lines.append("neither training nor any other arm is shown to be enough on these questions")
+    return lines
+
+
+def leave_answers(arm: Arm, task: Task) -> list[dict[str, Any]]:
+    return [
+        {"id": q.id, "group": q.group, "answer": answer, "reference": q.reference}
+        for q, answer in zip(task.questions, arm.answers, strict=True)
+    ]
+
+
+def without_answers(arm: Arm) -> Arm:
+    """For the report: the answers stand in `evals/arms`."""
+    return replace(arm, answers=())
