@@ -12,7 +12,7 @@ from tiny import build_family, byte_tokenizer, write_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from timechat.conversation import Conversation, Message
-from timechat.errors import ExportError
+from timechat.errors import ExportError, UserError
 from timechat.model.adapt import adapters, attach, save_adapter
 from timechat.model.load import digest_folder, load, resolve
 from timechat.stages import export as stage
@@ -141,7 +141,7 @@ def test_a_quantised_base_is_refused(base: Path, tmp_path: Path) -> None:
     config = read_json(base / "config.json")
     config["quantization_config"] = {"quant_method": "bitsandbytes"}
     (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ExportError, match="already quantised"):
+    with pytest.raises(UserError, match="quantised already"):
         export(str(base), "merged", tmp_path / "out")
 
 
@@ -160,6 +160,16 @@ def test_tokens_added_to_the_tokenizer_alone_are_refused(base: Path, tmp_path: P
     tokenizer.save_pretrained(base)
     with pytest.raises(ExportError, match="tokens were added to one and not to the other"):
         export(str(base), "gguf", tmp_path / "out")
+
+
+def test_an_adapter_of_a_quantised_base_is_folded_into_the_whole_one(
+    tuned: Path, tmp_path: Path
+) -> None:
+    note = read_json(tuned / "base.json")
+    (tuned / "base.json").write_text(json.dumps({**note, "bits": 8}))
+    done = export(str(tuned), "merged", tmp_path / "out")
+    assert "beside its base in 8 bits; here it is folded into the whole base" in str(done.notes)
+    assert done.verdict.gap > 1e-4
 
 
 @pytest.mark.parametrize("tied", ["llama", "llama untied"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from timechat.model.starter import FOLDER
 from timechat.records import Measure
 
 
@@ -133,3 +134,11 @@ def base_name(folder: Path) -> str:
         if part.startswith("models--"):
             return "/".join(part.split("--")[1:])
     return str(folder)
+
+
+def card_base(folder: Path) -> str:
+    """A base's name for people: the starter's own, a Hub id, or what its folder is called."""
+    if folder.name == FOLDER:
+        return "HuggingFaceTB/SmolLM2-135M-Instruct"
+    name = base_name(folder)
+    return folder.name if name == str(folder) else name

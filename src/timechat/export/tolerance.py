@@ -30,16 +30,19 @@ _FORMATS: dict[str, Tolerance] = {
 _BF16_ARITHMETIC = Tolerance(0.05, 0.4)
 
 
-def tolerance_of(form: str, dtype: torch.dtype, rounded: bool = False) -> Tolerance:
+def tolerance_of(form: str, dtype: torch.dtype, rounded: bool = False, bits: int = 0) -> Tolerance:
     """The tolerance of a format (`adapter`, `merged`, or a GGUF quantisation) when both models
     are heard in `dtype`.
 
     `rounded` says that the evaluated model held in bf16 what its files hold in fp32, so that an
-    export from the files differs by that much too.
+    export from the files differs by that much too; `bits`, that its base was in 8 or 4 bits while
+    the export's is whole.
     """
     parts = [_FORMATS[form]]
     if rounded:
         parts.append(_FORMATS["bf16"])
+    if bits:
+        parts.append(_FORMATS["q8_0" if bits == 8 else "q4_0"])
     if dtype != torch.float32:
         parts.append(_BF16_ARITHMETIC)
     return Tolerance(sum(part.gap for part in parts), sum(part.margin for part in parts))

@@ -23,7 +23,7 @@ from timechat.conversation import Conversation
 from timechat.errors import ExportError, nearest
 from timechat.evals.suite import answer_conversations, general_suite, task_suite
 from timechat.export import gate, inspection
-from timechat.export.card import Facts, base_name, use_of, write_card
+from timechat.export.card import Facts, base_name, card_base, use_of, write_card
 from timechat.export.ggufile import QUANTISATIONS, plan_slots, write_gguf
 from timechat.export.merged import write_merged, write_settings
 from timechat.export.ollama import read_chain, write_modelfile
@@ -31,7 +31,7 @@ from timechat.export.readback import load_gguf, open_gguf, vocabulary_of
 from timechat.export.tolerance import tolerance_of
 from timechat.export.vocabulary import read_vocabulary
 from timechat.export.weights import Weights
-from timechat.model.adapt import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from timechat.model.adapt import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_NOTE
 from timechat.model.load import Loaded, Source, digest_folder, load, load_tokenizer, resolve
 from timechat.model.machine import free_disk, free_memory
 from timechat.model.render import Renderer
@@ -137,6 +137,11 @@ def _write(job: _Job, weights: Weights, folder: Path, out: Path, measure: bool) 
     verdict, dtype, measures = _listen(job, weights.dtype, folder, folder / file, measure)
     gate.refuse_unless(verdict, f"the {job.label} export")
     notes = [f"compared in {str(dtype).removeprefix('torch.')}, on {_probed(job)}"]
+    if bits := _bits(job.source):
+        notes.append(
+            f"the adapter was trained and evaluated beside its base in {bits} bits"
+            + ("" if job.form == "adapter" else "; here it is folded into the whole base")
+        )
     if job.form == "gguf":
         notes += _write_ollama(renderer, folder, file, _window(config))
     stops = tuple(renderer.tokenizer.convert_ids_to_tokens(gate.stops_in_order(renderer)))
@@ -144,7 +149,7 @@ def _write(job: _Job, weights: Weights, folder: Path, out: Path, measure: bool) 
     facts = Facts(
         name=job.name,
         form=job.form,
-        base=base_name(job.source.folder),
+        base=card_base(job.source.folder),
         figures=(f"{figure}.", *_INSPECTED[job.form]),
         report=_report(job.run),
         measures=measures,
@@ -229,7 +234,8 @@ def _listen(
     exported = _load_back(job, folder, path, dtype)
     tick = say("hearing the exported one on the same tokens", len(lines))
     heard = gate.follow(exported.model, lines, progress=tick)
-    verdict = gate.judge(lines, heard, tolerance_of(job.label, dtype, rounded))
+    bits = 0 if job.form == "adapter" else _bits(job.source)
+    verdict = gate.judge(lines, heard, tolerance_of(job.label, dtype, rounded, bits))
     if before is None or not verdict.passed:
         return verdict, dtype, ()
     after = _snapshot(job, exported, "after")
@@ -323,14 +329,21 @@ def _refuse_taken(job: _Job, out: Path) -> None:
 
 def _refuse_changed_base(source: Source) -> None:
     """An adapter on a base that was edited since is another model than the evaluated one."""
-    if source.adapter is None or not (source.adapter / "base.json").is_file():
+    if source.adapter is None or not (source.adapter / BASE_NOTE).is_file():
         return
-    known = str(read_json(source.adapter / "base.json").get("base_digest", ""))
+    known = str(read_json(source.adapter / BASE_NOTE).get("base_digest", ""))
     if len(known) == 64 and known != digest_folder(source.folder):
         raise ExportError(
             f"the base in {source.folder} is not the one that {source.name} was trained on (its "
             "digest differs): put the old one back"
         )
+
+
+def _bits(source: Source) -> int:
+    """In how many bits the base was held while the adapter learned; 0 for whole."""
+    if source.adapter is None or not (source.adapter / BASE_NOTE).is_file():
+        return 0
+    return int(read_json(source.adapter / BASE_NOTE).get("bits") or 0)
 
 
 def _refuse_no_space(job: _Job, weights: Weights, config: PretrainedConfig, folder: Path) -> None:
