@@ -28,6 +28,44 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Clean(Section):
+    """What is done about rows that are not as they should be; docs/data.md says each at length."""
+
+    whitespace: Literal["strip", "keep"] = "strip"
+    roles: Literal["drop", "mend"] = Field(
+        default="drop", description="mend: join turns of one role, cut what no answer follows"
+    )
+    empty: Literal["drop", "keep"] = "drop"
+    repeated_turns: Literal["drop", "report", "off"] = "drop"
+    residue: Literal["drop", "strip", "report", "off"] = Field(
+        default="drop", description="a template's control tokens inside an answer"
+    )
+    damage: Literal["drop_lost", "drop", "repair", "report", "off"] = Field(
+        default="drop_lost",
+        description="drop_lost: drops rows with lost characters, reports mojibake",
+    )
+    personal: Literal["report", "replace", "drop", "off"] = "report"
+    language: Literal["report", "off"] = "report"
+    languages: tuple[str, ...] = Field(default=(), description="rows in others are dropped")
+    duplicates: Literal["drop", "keep"] = "drop"
+    near: Literal["cluster", "drop", "off"] = Field(
+        default="cluster", description="rows that ask nearly the same: kept on one side, or dropped"
+    )
+    max_tokens: Annotated[int, Field(ge=16)] | None = Field(
+        default=None, description="longest row, by the base's tokenizer"
+    )
+    too_long: Literal["drop", "shorten", "refuse"] = Field(
+        default="drop", description="rows over max_tokens; shorten: by whole turns, from the end"
+    )
+    label_noise: Literal["off", "report", "drop"] = Field(
+        default="off", description="labels that the other rows contradict; needs cleanlab"
+    )
+    balance: Literal["off", "sample", "weight"] = Field(
+        default="off", description="even out the training rows by dropping or by weights"
+    )
+    balance_by: Literal["label", "language", "source"] = "label"
+
+
 class Data(Section):
     """What to train and test on."""
 
@@ -50,6 +88,10 @@ class Data(Section):
         default=2000, description="how long a passage of plain text is, about"
     )
     system: str = Field(default="", description="the system prompt of every row that brings none")
+    overlap: Literal["refuse", "drop", "allow"] = Field(
+        default="refuse", description="training rows that ask what an evaluation row asks"
+    )
+    clean: Clean = Clean()
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.10
     seed: Annotated[int, Field(ge=0)] = 0
 

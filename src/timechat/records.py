@@ -39,6 +39,15 @@ class DataCard:
     digest: str
     seed: int
     system: str = ""
+    # What was only reported, with the first places; lengths in words; rows of each language.
+    found: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    words: dict[str, int] = field(default_factory=dict[str, int])
+    languages: dict[str, int] = field(default_factory=dict[str, int])
+    near: dict[str, int] = field(default_factory=dict[str, int])
+    # Evaluation rows whose answer a training row has too: counted, never refused.
+    shared_answers: dict[str, int] = field(default_factory=dict[str, int])
+    general_overlap: int = 0
+    bias: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     @property
     def closes(self) -> bool:

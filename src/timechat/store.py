@@ -69,6 +69,12 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(_line(row) for row in rows))
 
 
+def append_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Add JSON lines one by one, however many there are, in a folder that is still being built."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(map(_line, rows))
+
+
 def append_line(path: Path, row: Any) -> None:
     """Add one JSON line, in place of a last line that a killed process or a full disk tore."""
     with path.open("ab+") as file:

@@ -13,9 +13,9 @@ from timechat.data.clean import (
     check_roles,
     check_targets,
     clean,
-    cleaning_steps,
     strip_whitespace,
 )
+from timechat.data.steps import cleaning_steps
 
 
 def talk(*turns: tuple[str, str], id: str = "", weight: float = 1.0) -> Conversation:

@@ -1,14 +1,62 @@
 """The split: no leak, no dependence on order, and never too little to train on."""
 
 import random
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from timechat.conversation import Conversation, Message, content_hash
-from timechat.data.split import Rows, count_overlap, question_key, split
+from timechat.data.clean import fingerprint
+from timechat.data.links import Twin, relate
+from timechat.data.near import Askings, question_key
+from timechat.data.split import assign
 from timechat.errors import DataError
+
+Rows = tuple[Conversation, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+def split(rows: Rows, validation: Rows | None, test: Rows | None, seed: int) -> Parts:
+    """As `prepare` does it, without files."""
+    askings = Askings()
+    for number, row in enumerate(rows):
+        askings.add(row, number)
+    first: dict[str, int] = {}
+    groups = [(first.setdefault(r.group, i), i) for i, r in enumerate(rows) if r.group]
+    clusters = relate(len(rows), groups, askings, near=True, keep=False).clusters
+    askings.close()
+    marks = np.array([fingerprint(row) & (1 << 64) - 1 for row in rows], np.uint64)
+    sides = assign(clusters, marks, None, validation is None, test is None, seed)
+    parts = [tuple(r for r, s in zip(rows, sides, strict=True) if s == k) for k in range(3)]
+    return Parts(
+        parts[0],
+        parts[1] if validation is None else validation,
+        parts[2] if test is None else test,
+    )
+
+
+def twins(held_out: Rows, train: Rows) -> list[Twin]:
+    askings = Askings()
+    for number, row in enumerate(train):
+        askings.add(row, number)
+    for number, row in enumerate(held_out):
+        askings.add(row, number, 2)
+    found = relate(len(train), [], askings, near=True, keep=False).twins
+    askings.close()
+    return found
+
+
+def count_overlap(held_out: Rows, train: Rows) -> int:
+    return len({twin.held_out for twin in twins(held_out, train)})
 
 
 def ask(question: str, answer: str = "a", group: str = "") -> Conversation:

@@ -76,16 +76,32 @@ def test_the_same_rows_in_another_order_fall_on_the_same_sides(tmp_path: Path) -
     assert again.card.digest == one.card.digest
 
 
-def test_overlap_with_the_users_own_test_file_is_reported_and_not_mended(tmp_path: Path) -> None:
+def test_overlap_with_the_users_own_test_file_is_refused_unless_it_is_allowed_by_name(
+    tmp_path: Path,
+) -> None:
     train = write(tmp_path / "train.jsonl", [row(f"Question {i}?") for i in range(30)])
     test = write(tmp_path / "test.jsonl", [row("question 3"), row("new"), row("QUESTION 4!")])
     validation = write(tmp_path / "validation.jsonl", [row("Question 5?")])
-    said: list[str] = []
     data = Data(train=(train,), validation=(validation,), test=(test,))
-    prepared = prepare(data, tmp_path / "out", said.append)
+    with pytest.raises(DataError) as caught:
+        prepare(data, tmp_path / "out", quiet)
+    text = str(caught.value)
+    assert "1 of 1 validation rows and 2 of 3 test rows ask what training rows ask" in text
+    assert f"{test}:1 and {train}:4 (word for word)" in text
+    assert "data.overlap" in text
+    assert not (tmp_path / "out").exists()
+    said: list[str] = []
+    allowed = data.model_copy(update={"overlap": "allow"})
+    prepared = prepare(allowed, tmp_path / "out", said.append)
     assert prepared.card.overlap == {"validation": 1, "test": 2}
     assert prepared.card.splits == {"train": 30, "validation": 1, "test": 3}
-    assert any("word for word" in text for text in said)
+    assert any("stand in the training rows" in text for text in said)
+    dropping = data.model_copy(update={"overlap": "drop"})
+    dropped = prepare(dropping, tmp_path / "dropped", quiet)
+    assert dropped.card.overlap == {"validation": 0, "test": 0}
+    assert dropped.card.splits == {"train": 27, "validation": 1, "test": 3}
+    assert {t["line"] for t in touched(dropped) if t["reason"] == "overlap"} == {4, 5, 6}
+    assert dropped.card.closes
 
 
 def test_too_many_bad_rows_stop_it_with_reasons_and_leave_nothing(tmp_path: Path) -> None:
@@ -168,7 +184,9 @@ def test_no_rows_and_both_ways_at_once_are_refused(tmp_path: Path) -> None:
 def test_banking77_is_read_whole(tmp_path: Path) -> None:
     folder = SHARED / "banking77"
     data = Data(train=(str(folder / "train.csv"),), test=(str(folder / "test.csv"),))
-    card = prepare(data, tmp_path / "out", quiet).card
+    with pytest.raises(DataError, match="test rows ask what training rows ask"):
+        prepare(data, tmp_path / "out", quiet)
+    card = prepare(data.model_copy(update={"overlap": "allow"}), tmp_path / "out", quiet).card
     assert card.rows_in == 10_003 + 3_080
     assert set(card.reasons) == {"duplicate"}
     assert card.sources[str(folder / "train.csv")]["columns"] == {

@@ -98,7 +98,7 @@ def prepare(
     timechat prepare chats.jsonl --out prepared
     timechat prepare reviews.csv --look
     timechat prepare reviews.csv --out prepared --column user=ReviewText --column assistant=Label
-    timechat prepare faq.xlsx --out prepared --set passage_characters=1000
+    timechat prepare faq.xlsx --out prepared --set clean.personal=replace --set clean.near=drop
     """
     from timechat.cli.display import Display, console
     from timechat.recipe import apply_override, parse_recipe

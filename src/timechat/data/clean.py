@@ -1,7 +1,7 @@
-"""Cleaning: small steps from a conversation to a verdict, `Keep`, `Edit` or `Drop`.
+"""Cleaning: small steps from a conversation to a verdict, `Keep`, `Flag`, `Edit` or `Drop`.
 
-Order matters and is that of `cleaning_steps`. Reading files is `data.sources`' work; counting and
-writing down what was touched is `stages.prepare`'s.
+The steps that need nothing but the row's turns. Which steps are taken, and in which order, is
+`data.steps`'; counting and writing down what was touched is `stages.prepare`'s.
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ import json
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
 
-from timechat.conversation import Conversation, content_hash
+from timechat.conversation import Conversation, Message, content_hash
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
     """The conversation passes as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """The conversation passes as it is, and something is noted about it."""
+
+    reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,7 @@ class Edit:
     conversation: Conversation
     reason: str
     detail: str = ""
+    action: Literal["edited", "shortened"] = "edited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,37 +48,21 @@ class Drop:
     detail: str = ""
 
 
-Verdict = Keep | Edit | Drop
+Verdict = Keep | Flag | Edit | Drop
 Step = Callable[[Conversation], Verdict]
 
 # Drops that say nothing bad about a file, so `max_dropped` does not count them.
-HARMLESS = frozenset({"duplicate", "blank_line", "marked_bad"})
+HARMLESS = frozenset(
+    {"duplicate", "near_duplicate", "blank_line", "marked_bad", "balanced", "overlap"}
+)
 
 
-def cleaning_steps(system: str = "") -> tuple[Step, ...]:
-    """The steps of one split, in order; fresh ones each time, as the last two remember rows.
-
-    `system` is the prompt that rows without one are going to get: it counts as theirs when rows
-    are compared.
-    """
-    return (
-        strip_whitespace,
-        check_roles,
-        check_empty,
-        check_targets,
-        Duplicates(system),
-        RepeatedIds(),
-    )
-
-
-def text_cleaning_steps() -> tuple[Step, ...]:
-    """The steps for passages of text, which have no roles; in order, fresh ones each time."""
-    return (check_text, Duplicates(), RepeatedIds())
-
-
-def clean(row: Conversation, steps: Sequence[Step]) -> tuple[Conversation, list[Edit]] | Drop:
-    """Run `row` through the steps: what is left with its edits, or the first drop."""
+def clean(
+    row: Conversation, steps: Sequence[Step]
+) -> tuple[Conversation, list[Edit], list[Flag]] | Drop:
+    """Run `row` through the steps: what is left with its edits and flags, or the first drop."""
     edits: list[Edit] = []
+    flags: list[Flag] = []
     for step in steps:
         verdict = step(row)
         if isinstance(verdict, Drop):
@@ -75,7 +70,9 @@ def clean(row: Conversation, steps: Sequence[Step]) -> tuple[Conversation, list[
         if isinstance(verdict, Edit):
             edits.append(verdict)
             row = verdict.conversation
-    return row, edits
+        elif isinstance(verdict, Flag):
+            flags.append(verdict)
+    return row, edits, flags
 
 
 def strip_whitespace(row: Conversation) -> Verdict:
@@ -84,12 +81,16 @@ def strip_whitespace(row: Conversation) -> Verdict:
     changed = [i for i, m in enumerate(messages, 1) if m.content != row.messages[i - 1].content]
     if not changed:
         return Keep()
-    # An id that was the content's hash stays the content's hash; one the user gave stays his.
-    own = row.id == content_hash(row.messages)
-    edited = row.with_messages(messages)
-    if own:
-        edited = replace(edited, id=content_hash(messages))
-    return Edit(edited, "outer_whitespace", "message " + ", ".join(map(str, changed)))
+    detail = "message " + ", ".join(map(str, changed))
+    return Edit(reworded(row, messages), "outer_whitespace", detail)
+
+
+def reworded(row: Conversation, messages: tuple[Message, ...]) -> Conversation:
+    """`row` saying `messages`. An id that was the content's hash stays the content's hash; one
+    that the user gave stays the user's."""
+    if row.id != content_hash(row.messages):
+        return row.with_messages(messages)
+    return replace(row.with_messages(messages), id=content_hash(messages))
 
 
 def check_roles(row: Conversation) -> Verdict:
@@ -103,6 +104,42 @@ def check_roles(row: Conversation) -> Verdict:
     expected = ["user", "assistant"] * (len(turns) // 2)
     if turns != expected:
         return Drop("roles_out_of_order", _outline(roles))
+    return Keep()
+
+
+def mend_roles(row: Conversation) -> Verdict:
+    """Turns of one role joined, an opening answer and what no answer follows cut."""
+    messages: list[Message] = []
+    for message in row.messages:
+        if messages and messages[-1].role == message.role:
+            last = messages[-1]
+            weight = min(last.weight, message.weight)
+            messages[-1] = Message(last.role, f"{last.content}\n{message.content}", weight)
+        else:
+            messages.append(message)
+    system = messages[:1] if messages and messages[0].role == "system" else []
+    turns = [m for m in messages[len(system) :] if m.role != "system"]
+    while turns and turns[0].role == "assistant":
+        turns.pop(0)
+    while turns and turns[-1].role == "user":
+        turns.pop()
+    mended = (*system, *turns)
+    if mended == row.messages:
+        return Keep()
+    was, now = _outline_of(row.messages), _outline_of(mended)
+    return Edit(reworded(row, mended), "roles_mended", f"roles were {was}, are {now}")
+
+
+def check_repeats(row: Conversation) -> Verdict:
+    """No exchange said twice in a row, and no turn stuttered by its speaker."""
+    turns = [m for m in row.messages if m.role != "system"]
+    for number, (one, other) in enumerate(pairwise(turns), 2):
+        if one.role == other.role and one.content == other.content:
+            return Drop("repeated_turn", f"turn {number} is the one before it again")
+    for number in range(len(turns) - 3):
+        now, later = turns[number : number + 2], turns[number + 2 : number + 4]
+        if [(m.role, m.content) for m in now] == [(m.role, m.content) for m in later]:
+            return Drop("repeated_turn", f"turns {number + 3} and {number + 4} are said again")
     return Keep()
 
 
@@ -132,39 +169,50 @@ class Duplicates:
 
     def __init__(self, system: str = "") -> None:
         self._system = system
-        self._first: dict[str, Conversation] = {}
+        self._files: dict[str, int] = {}
+        # Hash: where the row was, as one number, since there may be millions of them.
+        self._first: dict[int, int] = {}
 
     def __call__(self, row: Conversation) -> Verdict:
-        first = self._first.setdefault(fingerprint(row.with_system(self._system)), row)
-        if first is row:
+        mark = fingerprint(row.with_system(self._system))
+        file = self._files.setdefault(row.source, len(self._files))
+        place = file << 40 | row.line
+        first = self._first.get(mark)
+        if first is None:
+            self._first[mark] = place
             return Keep()
-        return Drop("duplicate", f"of {first.source}:{first.line}")
+        source = list(self._files)[first >> 40]
+        return Drop("duplicate", f"of {source}:{first & (1 << 40) - 1}")
 
 
 class RepeatedIds:
     """Gives a row whose id an earlier, different row has already its content's hash."""
 
     def __init__(self) -> None:
-        self._seen: set[str] = set()
+        self._seen: set[int] = set()
 
     def __call__(self, row: Conversation) -> Verdict:
-        if row.id not in self._seen:
-            self._seen.add(row.id)
+        if hash(row.id) not in self._seen:
+            self._seen.add(hash(row.id))
             return Keep()
         fresh = content_hash(row.messages)
-        self._seen.add(fresh)
+        self._seen.add(hash(fresh))
         return Edit(replace(row, id=fresh), "repeated_id", f"an earlier row has {row.id!r}")
 
 
-def fingerprint(row: Conversation) -> str:
-    """A hash of roles and contents that does not see how they are spaced or composed."""
+def fingerprint(row: Conversation) -> int:
+    """A 128-bit hash of roles and contents that does not see how they are spaced or composed."""
     said = [
         [m.role, " ".join(unicodedata.normalize("NFC", m.content).split())] for m in row.messages
     ]
     if row.rejected:
         # The same answer preferred to another one says something else.
         said.append(["rejected", row.rejected])
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return int.from_bytes(hashlib.sha256(json.dumps(said).encode()).digest()[:16])
+
+
+def _outline_of(messages: Sequence[Message]) -> str:
+    return ", ".join(m.role for m in messages[:8]) + (", …" if len(messages) > 8 else "")
 
 
 def _outline(roles: Sequence[str]) -> str:

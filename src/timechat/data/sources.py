@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation, Message
-from timechat.data.clean import Drop, clean, cleaning_steps
+from timechat.data.clean import Drop, clean
 from timechat.data.containers import Container, open_containers
 from timechat.data.items import BadRowError, Item
 from timechat.data.locate import Split, locate
@@ -22,10 +22,15 @@ from timechat.data.shapes.pairs import TEXT_SHAPE
 from timechat.data.shapes.registry import Recognised, check_wanted, recognise
 from timechat.data.shapes.shape import Reading
 from timechat.data.shapes.turns import CHAT
+from timechat.data.steps import cleaning_steps
 from timechat.errors import DataError
-from timechat.recipe import Data
+from timechat.recipe import Clean, Data
 
 SHOWN_ROWS = 3
+# Questions are asked as they stand: only what cannot be asked at all is refused.
+AS_THEY_STAND = Clean(
+    repeated_turns="off", residue="off", damage="off", personal="off", language="off"
+)
 # A file whose first rows are all broken is read as our own shape, so that each says its reason.
 PLAIN = Recognised(CHAT, {"messages": "messages"}, "nothing else")
 
@@ -166,7 +171,7 @@ def read_questions(path: Path) -> list[Conversation]:
     Nobody would see a ledger of drops here, so there are none: a bad row is an error.
     """
     questions: list[Conversation] = []
-    steps = cleaning_steps()
+    steps = cleaning_steps(AS_THEY_STAND)
     for source in open_sources([str(path)], Data()):
         for row in source.rows():
             verdict = row.found

@@ -1,101 +1,68 @@
 """Training, validation and test rows, so that nothing leaks from one to the other.
 
-Rows of one group, and rows that ask the same question, stay on one side. Which side follows from
-the seed and the rows' contents, not from their order. Files that the user has split stay split;
-`count_overlap` says what they share.
+Clusters (`data.clusters`) stay on one side, and labels keep their shares where there are labels.
+Which side follows from the seed and the rows' contents, not from their order.
 """
 
 from __future__ import annotations
 
 import hashlib
-import unicodedata
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 
-from timechat.conversation import Conversation
-from timechat.data.clean import fingerprint
+import numpy as np
+from numpy.typing import NDArray
+
+from timechat.data.minhash import Ints
 from timechat.errors import DataError
 
-Rows = tuple[Conversation, ...]
-
+TRAIN, VALIDATION, TEST = 0, 1, 2
 MIN_ROWS = 12
 # Share of the rows, at least, at most. 400 test rows put about ±5 points around a share of one
 # half (Wald, 95 %); validation only has to rank checkpoints, and what it holds is not learned.
 VALIDATION_SIZE = (0.04, 4, 256)
 TEST_SIZE = (0.10, 20, 400)
 
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Where every row went."""
-
-    train: Rows
-    validation: Rows
-    test: Rows
+Sides = NDArray[np.int8]
 
 
-def split(rows: Rows, validation: Rows | None, test: Rows | None, seed: int) -> Split:
-    """Split off the sides that are None; leaves training at least half of `rows`.
+def assign(
+    clusters: Ints,
+    marks: NDArray[np.uint64],
+    labels: Ints | None,
+    wants_validation: bool,
+    wants_test: bool,
+    seed: int,
+) -> Sides:
+    """The side of every row; training keeps at least half of them.
 
-    Raises DataError with fewer than 12 rows, or when they all hang together.
+    `clusters` and `labels` number each row's cluster and label, `marks` are hashes of the rows'
+    contents. Raises DataError with fewer than 12 rows, or when they all hang together.
     """
-    if validation is not None and test is not None:
-        return Split(rows, validation, test)
-    if len(rows) < MIN_ROWS:
+    num_rows = len(clusters)
+    sides = np.zeros(num_rows, np.int8)
+    if not (wants_validation or wants_test):
+        return sides
+    if num_rows < MIN_ROWS:
         raise DataError(
-            f"{len(rows)} usable training rows are too few to split validation and test rows off: "
+            f"{num_rows} usable training rows are too few to split validation and test rows off: "
             f"give at least {MIN_ROWS}, or files of your own for both"
         )
-    num_validation, num_test = _sizes(len(rows), validation is None, test is None)
-    bundles = _bundles(rows, seed)
-    room = len(rows) // 2
-    tested = _take(bundles, num_test, room - min(num_validation, room // 2))
-    rest = [bundle for bundle in bundles if not tested.issuperset(bundle)]
-    validated = _take(rest, num_validation, room - len(tested))
+    num_validation, num_test = _sizes(num_rows, wants_validation, wants_test)
+    bundles = _bundles(clusters, marks, seed)
+    room = num_rows // 2
+    tested = _stratified(bundles, labels, num_test, room - min(num_validation, room // 2))
+    rest = [bundle for bundle in bundles if bundle[0] not in tested]
+    validated = _stratified(rest, labels, num_validation, room - len(tested))
     if (num_test and not tested) or (num_validation and not validated):
         raise DataError(
-            f"the {len(rows)} training rows form only {len(bundles)} groups, too few or too large "
+            f"the {num_rows} training rows form only {len(bundles)} groups, too few or too large "
             "to split without a leak: give validation and test files of your own, or rows in more "
-            "groups"
+            "groups; data.clean.near = off lets rows that only ask nearly the same part"
         )
-    left = [i for i in range(len(rows)) if i not in tested and i not in validated]
-    return Split(
-        tuple(rows[i] for i in left),
-        tuple(rows[i] for i in sorted(validated)) if validation is None else validation,
-        tuple(rows[i] for i in sorted(tested)) if test is None else test,
-    )
-
-
-def count_overlap(held_out: Rows, train: Rows) -> int:
-    """How many held-out rows ask, word for word, what a training row asks."""
-    asked = {question_key(row) for row in train}
-    return sum(question_key(row) in asked for row in held_out)
-
-
-def question_key(row: Conversation) -> tuple[str, ...]:
-    """The user's turns, lower-case, with punctuation and spaces folded."""
-    return tuple(_fold(m.content) for m in row.messages if m.role == "user")
-
-
-class _Folding(dict[int, str]):
-    """A `str.translate` table that makes one space of every mark and space, filled as it is used.
-
-    By Unicode category and not by `\\W`, which would also fold the vowel signs of Indic scripts.
-    """
-
-    def __missing__(self, code: int) -> str:
-        letter = chr(code)
-        self[code] = " " if unicodedata.category(letter)[0] in "PZC" else letter
-        return self[code]
-
-
-_FOLDING = _Folding()
-
-
-def _fold(text: str) -> str:
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    # "???" and "!" are questions too: what is punctuation only stays as it is.
-    return " ".join(plain.translate(_FOLDING).split()) or " ".join(plain.split())
+    sides[list(tested)] = TEST
+    sides[list(validated)] = VALIDATION
+    return sides
 
 
 def _sizes(num_rows: int, wants_validation: bool, wants_test: bool) -> tuple[int, int]:
@@ -113,38 +80,54 @@ def _size(num_rows: int, share: float, least: int, most: int) -> int:
     return min(max(round(num_rows * share), least), most)
 
 
-def _bundles(rows: Rows, seed: int) -> list[list[int]]:
-    """Row numbers that must not be parted, linked by a group or a question, in the seed's order."""
-    parent = list(range(len(rows)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    seen: dict[Hashable, int] = {}
-    for i, row in enumerate(rows):
-        links: list[Hashable] = [("question", question_key(row))]
-        if row.group:
-            links.append(("group", row.group))
-        for link in links:
-            parent[root(i)] = root(seen.setdefault(link, i))
-    bundles: dict[int, list[int]] = {}
-    for i in range(len(rows)):
-        bundles.setdefault(root(i), []).append(i)
-    # What they are sorted by must not depend on the order of the file.
-    marks = [fingerprint(row) for row in rows]
+def _bundles(clusters: Ints, marks: NDArray[np.uint64], seed: int) -> list[list[int]]:
+    """Row numbers that must not be parted, in the seed's order."""
+    order = np.argsort(clusters, kind="stable")
+    borders = np.flatnonzero(np.diff(clusters[order])) + 1
+    bundles = [part.tolist() for part in np.split(order, borders)]
 
     def place(bundle: list[int]) -> bytes:
-        return hashlib.sha256(f"{seed}:{min(marks[i] for i in bundle)}".encode()).digest()
+        # What they are sorted by must not depend on the order of the file.
+        return hashlib.sha256(f"{seed}:{int(marks[bundle].min())}".encode()).digest()
 
-    return sorted(bundles.values(), key=place)
+    return sorted(bundles, key=place)
+
+
+def _stratified(
+    bundles: Sequence[list[int]], labels: Ints | None, wanted: int, room: int
+) -> set[int]:
+    """About `wanted` rows in whole bundles, every label with about its share, at most `room`."""
+    if labels is None or not wanted:
+        return _take(bundles, wanted, room)
+    usual = [Counter(labels[bundle].tolist()).most_common(1)[0][0] for bundle in bundles]
+    counts = Counter(labels[[i for bundle in bundles for i in bundle]].tolist())
+    quotas = _quotas(counts, wanted)
+    taken: set[int] = set()
+    for bundle, label in zip(bundles, usual, strict=True):
+        if quotas[label] >= len(bundle) and len(taken) + len(bundle) <= room:
+            taken.update(bundle)
+            quotas[label] -= len(bundle)
+    rest = [bundle for bundle in bundles if bundle[0] not in taken]
+    return taken | _take(rest, wanted - len(taken), room - len(taken))
+
+
+def _quotas(counts: Counter[int], wanted: int) -> dict[int, int]:
+    """`wanted` shared out in proportion to `counts`, by largest remainders."""
+    total = counts.total()
+    exact = {label: wanted * count / total for label, count in counts.items()}
+    quotas = {label: int(share) for label, share in exact.items()}
+    left = wanted - sum(quotas.values())
+    by_remainder = sorted(exact, key=lambda label: (quotas[label] - exact[label], label))
+    for label in by_remainder[:left]:
+        quotas[label] += 1
+    return quotas
 
 
 def _take(bundles: Sequence[list[int]], wanted: int, room: int) -> set[int]:
     """About `wanted` rows in whole bundles, never more than `room`."""
     taken: set[int] = set()
+    if wanted <= 0:
+        return taken
     # Large bundles are passed over while there are small ones, and taken when nothing else is left.
     limit = min(room, wanted + (wanted + 1) // 2)
     for bundle in bundles:

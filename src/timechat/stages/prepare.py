@@ -1,7 +1,7 @@
 """`prepare`: files of rows to a folder of clean, split conversations with a card.
 
-The verbs are here: read, clean, split, count, write. How a file is read, a row judged and a split
-drawn is `data`'s.
+The order of things, and what is written. Rows are read by `stages.intake` and sorted by
+`stages.sorting`; how a file is read, a row judged and a split drawn is `data`'s.
 """
 
 from __future__ import annotations
@@ -9,53 +9,69 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from timechat.conversation import Conversation
-from timechat.data.clean import HARMLESS, Drop, clean, cleaning_steps, text_cleaning_steps
 from timechat.data.describe import describe
 from timechat.data.locate import PREPARED_CARD
+from timechat.data.prose import as_question
 from timechat.data.sources import Source, open_sources
-from timechat.data.split import Split, count_overlap, split
+from timechat.data.steps import Count
 from timechat.errors import DataError, RunError
 from timechat.recipe import Data
-from timechat.records import DataCard, Touched
-from timechat.store import build_folder, read_json, read_lines, sha256, write_json, write_lines
+from timechat.records import DataCard
+from timechat.stages.intake import Intake, Pool, Say
+from timechat.stages.sorting import Sorted, sort_rows
+from timechat.store import append_rows, build_folder, read_json, read_lines, sha256, write_json
 
 SPLITS = ("train", "validation", "test")
 FILES = frozenset({PREPARED_CARD, "dropped.jsonl", *(f"{name}.jsonl" for name in SPLITS)})
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder and what is in it."""
+    """A prepared folder and its card; the rows are read when they are asked for."""
 
     folder: Path
     card: DataCard
-    train: tuple[Conversation, ...]
-    validation: tuple[Conversation, ...]
-    test: tuple[Conversation, ...]
+
+    @cached_property
+    def train(self) -> tuple[Conversation, ...]:
+        return self._rows("train")
+
+    @cached_property
+    def validation(self) -> tuple[Conversation, ...]:
+        return self._rows("validation")
+
+    @cached_property
+    def test(self) -> tuple[Conversation, ...]:
+        return self._rows("test")
+
+    def first(self, count: int) -> list[Conversation]:
+        """The first training rows, without reading the others."""
+        return [row for row, _ in zip(self._read("train"), range(count), strict=False)]
+
+    def _rows(self, name: str) -> tuple[Conversation, ...]:
+        return tuple(self._read(name))
+
+    def _read(self, name: str) -> Iterator[Conversation]:
+        try:
+            for row in read_lines(self.folder / f"{name}.jsonl"):
+                yield Conversation.from_dict(row)
+        except (OSError, KeyError, TypeError, ValueError, RunError) as error:
+            raise DataError(f"{self.folder} is damaged, prepare it again: {error}") from None
 
 
-@dataclass(slots=True)
-class _Intake:
-    """What reading has counted so far, over all files."""
-
-    rows_in: int = 0
-    reasons: Counter[str] = field(default_factory=Counter[str])
-    edited: Counter[str] = field(default_factory=Counter[str])
-    touched: list[Touched] = field(default_factory=list[Touched])
-    sources: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-
-
-def prepare(data: Data, out: Path, say: Say) -> Prepared:
+def prepare(data: Data, out: Path, say: Say, count: Count | None = None) -> Prepared:
     """Read, clean and split the rows of `data` and leave them in `out`.
 
+    `count` tells the tokens of a conversation, where `data.clean.max_tokens` wants them counted.
     Raises DataError before anything is written; `out` is there in full or not at all.
     """
     if data.prepared is not None:
@@ -68,21 +84,42 @@ def prepare(data: Data, out: Path, say: Say) -> Prepared:
     if not data.train:
         raise DataError("no training rows: give data.train at least one file")
     _check_out(out)
-    intake = _Intake()
     sources = _open(data)
-    train, validation, test = (_read(sources[name], name, data, intake, say) for name in SPLITS)
-    _check_dropped(data.max_dropped, intake)
-    for name, rows in zip(SPLITS, (train, validation, test), strict=True):
-        if sources[name] and not rows:
+    with build_folder(out) as folder:
+        intake = Intake(data, folder, count, say)
+        pools = {name: Pool(folder / f"{name}.rows") for name in SPLITS}
+        try:
+            card = _prepare(data, folder, sources, pools, intake)
+        finally:
+            intake.close()
+            for name, pool in pools.items():
+                pool.close()
+                (folder / f"{name}.rows").unlink(missing_ok=True)
+        write_json(folder / PREPARED_CARD, card)
+    return Prepared(out, card)
+
+
+def _prepare(
+    data: Data,
+    folder: Path,
+    sources: dict[str, list[Source]],
+    pools: dict[str, Pool],
+    intake: Intake,
+) -> DataCard:
+    for name in SPLITS:
+        intake.read(sources[name], name, pools[name])
+    intake.check_dropped()
+    for name in SPLITS:
+        if sources[name] and not len(pools[name]):
             names = ", ".join(source.name for source in sources[name])
-            raise DataError(f"no usable {name} row in {names}: " + _top_reasons(intake))
-    parts = split(
-        train,
-        validation if sources["validation"] else None,
-        test if sources["test"] else None,
-        data.seed,
-    )
-    return _write(data, out, parts, intake, say)
+            raise DataError(f"no usable {name} row in {names}: " + intake.top_reasons())
+    given = {name for name in SPLITS if sources[name]}
+    found = sort_rows(pools, given, intake, folder)
+    intake.check_dropped()
+    intake.say_found()
+    counts = _write(folder, pools, found)
+    intake.close()
+    return _card(data, folder, pools, intake, found, counts)
 
 
 def recognised(data: Data, say: Say) -> dict[str, dict[str, Any]]:
@@ -110,13 +147,9 @@ def load_prepared(folder: Path) -> Prepared:
                 f"the rows in {folder} are not those of its {PREPARED_CARD} (digest differs): "
                 "prepare them again instead of editing them"
             )
-        parts = [
-            tuple(Conversation.from_dict(row) for row in read_lines(folder / f"{name}.jsonl"))
-            for name in SPLITS
-        ]
     except (OSError, KeyError, TypeError, ValueError, RunError) as error:
         raise DataError(f"{folder} is damaged, prepare it again: {error}") from None
-    return Prepared(folder, card, *parts)
+    return Prepared(folder, card)
 
 
 def rows_of_run(run: Path) -> Path:
@@ -156,113 +189,119 @@ def _open(data: Data) -> dict[str, list[Source]]:
     return sources
 
 
-def _read(
-    sources: list[Source], name: str, data: Data, intake: _Intake, say: Say
-) -> tuple[Conversation, ...]:
-    """The clean rows of `sources`, which are the files of one split."""
-    rows: list[Conversation] = []
-    steps = cleaning_steps(data.system)
-    text_steps = text_cleaning_steps()
-    for source in sources:
-        for line in describe(source):
-            say(line)
-        before = len(rows), intake.rows_in
-        for row in source.rows():
-            intake.rows_in += 1
-            chosen = text_steps if source.shape == "text" else steps
-            verdict = row.found if isinstance(row.found, Drop) else clean(row.found, chosen)
-            if isinstance(verdict, Drop):
-                intake.reasons[verdict.reason] += 1
-                intake.touched.append(
-                    Touched(source.name, row.line, "dropped", verdict.reason, verdict.detail)
-                )
-                continue
-            kept, edits = verdict
-            rows.append(kept.with_system(data.system))
-            intake.edited.update(edit.reason for edit in edits)
-            if edits:
-                reason = "+".join(edit.reason for edit in edits)
-                detail = "; ".join(edit.detail for edit in edits)
-                intake.touched.append(Touched(source.name, row.line, "edited", reason, detail))
-        _note(source, name, len(rows) - before[0], intake.rows_in - before[1], intake, say)
-    return tuple(rows)
+@dataclass(slots=True)
+class _Counts:
+    """What was written: rows and clusters of each split, rows of each file, tokens in words."""
+
+    rows: dict[str, int]
+    groups: dict[str, int]
+    kept: Counter[tuple[str, str]]
+    words: dict[str, int]
 
 
-def _note(source: Source, split_name: str, kept: int, rows: int, intake: _Intake, say: Say) -> None:
-    """Put what is known of a file on the card, and say it."""
-    notes = {"split": split_name, "rows": rows, "kept": kept, "dropped": rows - kept}
-    notes |= source.notes | {"sha256": sha256(source.path)}
-    key = source.name
-    while key in intake.sources:
-        key += f" ({split_name})"
-    intake.sources[key] = notes
-    text = f"{source.name}: {rows} rows, {kept} kept"
-    for kind in ("ignored_keys", "ignored_columns"):
-        if ignored := source.notes.get(kind):
-            text += f"; {kind.replace('_', ' ')}: {', '.join(ignored)}"
-    say(text)
+def _write(folder: Path, pools: dict[str, Pool], found: Sorted) -> _Counts:
+    """Every row that is left to the file of its split."""
+    clusters: dict[str, set[int]] = {name: set() for name in SPLITS}
+    rows: Counter[str] = Counter()
+    kept: Counter[tuple[str, str]] = Counter()
+    words: list[int] = []
 
-
-def _check_dropped(max_dropped: float, intake: _Intake) -> None:
-    """Raise DataError when more of the rows are bad than `max_dropped` allows."""
-    harmless = sum(intake.reasons[reason] for reason in HARMLESS)
-    bad = intake.reasons.total() - harmless
-    rows = intake.rows_in - harmless
-    if bad > max_dropped * rows:
-        raise DataError(
-            f"{bad} of {rows} rows cannot be used, {bad / rows:.1%}; data.max_dropped allows "
-            f"{max_dropped:.0%}. Most frequent: {_top_reasons(intake)}. Mend these rows, or raise "
-            "data.max_dropped"
-        )
-
-
-def _top_reasons(intake: _Intake) -> str:
-    """The three most frequent reasons, each with its first row."""
-    ranked = [r for r in intake.reasons.most_common() if r[0] not in HARMLESS]
-    ranked = ranked or intake.reasons.most_common()
-    shown: list[str] = []
-    for reason, count in ranked[:3]:
-        row = next(t for t in intake.touched if t.reason == reason and t.action == "dropped")
-        detail = f": {row.detail}" if row.detail else ""
-        shown.append(f"{reason} × {count} (first at {row.source} line {row.line}{detail})")
-    return "; ".join(shown) or "it holds no rows"
-
-
-def _write(data: Data, out: Path, parts: Split, intake: _Intake, say: Say) -> Prepared:
-    rows = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    overlap = {name: count_overlap(rows[name], parts.train) for name in SPLITS[1:]}
-    for name, count in overlap.items():
-        if count:
-            say(
-                f"{count} of {len(rows[name])} {name} questions stand word for word in the "
-                "training rows: their scores say little about new questions"
-            )
-    with build_folder(out) as folder:
+    def split_rows(wanted: str) -> Iterator[Conversation]:
         for name in SPLITS:
-            write_lines(folder / f"{name}.jsonl", (row.to_dict() for row in rows[name]))
-        write_lines(folder / "dropped.jsonl", intake.touched)
-        card = DataCard(
-            rows_in=intake.rows_in,
-            rows_kept=sum(len(part) for part in rows.values()),
-            rows_dropped=intake.reasons.total(),
-            reasons=_sorted(intake.reasons),
-            edited=_sorted(intake.edited),
-            splits={name: len(part) for name, part in rows.items()},
-            groups={name: _count_groups(part) for name, part in rows.items()},
-            overlap=overlap,
-            sources=intake.sources,
-            digest=_digest(folder),
-            seed=data.seed,
-            system=data.system,
+            pool = pools[name]
+            for number, row in pool.rows():
+                side = SPLITS[found.sides[number]] if name == "train" else name
+                if side != wanted:
+                    continue
+                rows[side] += 1
+                kept[name, pool.files[pool.file[number]]] += 1
+                clusters[side].add(hash(row.cluster))
+                words.append(pool.words[number])
+                yield _final(row, number, side, found)
+
+    for name in SPLITS:
+        append_rows(folder / f"{name}.jsonl", (row.to_dict() for row in split_rows(name)))
+    return _Counts(
+        {name: rows[name] for name in SPLITS},
+        {name: len(clusters[name]) for name in SPLITS},
+        kept,
+        _quantiles(words),
+    )
+
+
+def _final(row: Conversation, number: int, side: str, found: Sorted) -> Conversation:
+    """The row as its split needs it: weighed for training, asked where it is a held-out text."""
+    if side == "test" and row.is_text:
+        return as_question(row)
+    if side == "train" and found.weights:
+        weight = found.weights[int(found.classes[number])]
+        return row.with_messages(
+            tuple(
+                replace(m, weight=round(m.weight * weight, 6)) if m.role == "assistant" else m
+                for m in row.messages
+            )
         )
-        assert card.closes, "a row was neither kept nor dropped"
-        write_json(folder / PREPARED_CARD, card)
-    return Prepared(out, card, parts.train, parts.validation, parts.test)
+    return row
 
 
-def _count_groups(rows: Iterable[Conversation]) -> int:
-    """How many clusters there are; a row without a group is its own."""
-    return len({row.cluster for row in rows})
+def _card(
+    data: Data,
+    folder: Path,
+    pools: dict[str, Pool],
+    intake: Intake,
+    found: Sorted,
+    counts: _Counts,
+) -> DataCard:
+    for place, key in intake.keys.items():
+        notes, kept = intake.sources[key], counts.kept[place]
+        notes |= {"kept": kept, "dropped": notes["rows"] - kept}
+    card = DataCard(
+        rows_in=intake.rows_in,
+        rows_kept=sum(counts.rows.values()),
+        rows_dropped=intake.reasons.total(),
+        reasons=_sorted(intake.reasons),
+        edited=_sorted(intake.edited),
+        splits=counts.rows,
+        groups=counts.groups,
+        overlap=found.overlap,
+        sources=intake.sources,
+        digest=_digest(folder),
+        seed=data.seed,
+        system=data.system,
+        found=_found(intake),
+        words=counts.words,
+        languages=_languages(pools.values()),
+        near={"rows": found.near_rows, "clusters": found.clusters},
+        shared_answers=found.shared_answers,
+        general_overlap=found.general,
+        bias=found.bias,
+    )
+    assert card.closes, "a row was neither kept nor dropped"
+    return card
+
+
+def _found(intake: Intake) -> dict[str, dict[str, Any]]:
+    """What was only reported: counts, and the first places."""
+    return {
+        reason: {**_sorted(counts), "first": intake.places[reason]}
+        for reason, counts in intake.found.items()
+    }
+
+
+def _languages(pools: Iterable[Pool]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for pool in pools:
+        names = list(pool.language.names)
+        counts.update(names[n] for n in pool.language.numbers if n >= 0)
+    return _sorted(counts)
+
+
+def _quantiles(words: list[int]) -> dict[str, int]:
+    """How long the rows are, in words: the median, and how long the longest are."""
+    if not words:
+        return {}
+    shares = {"median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
+    return {name: int(np.quantile(words, share)) for name, share in shares.items()}
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:

@@ -27,7 +27,7 @@ def show(folder: Path, rows: int, base: str) -> list[Shown]:
     prepared = load_prepared(folder)
     renderer = Renderer(load_tokenizer(resolve(base).folder))
     shown: list[Shown] = []
-    for row in prepared.train[:rows]:
+    for row in prepared.first(rows):
         rendered = renderer.example(row.messages)
         texts = [str(renderer.tokenizer.decode([token])) for token in rendered.ids]
         tokens = list(zip(texts, rendered.weights, strict=True))
