@@ -14,6 +14,9 @@ from timechat.conversation import Conversation, Message
 from timechat.model.load import Loaded, Source
 from timechat.model.render import Renderer
 
+# The fixtures of tests/faults, which has no conftest of its own: two would bear one name.
+pytest_plugins = ["harness"]
+
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"

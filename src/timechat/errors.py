@@ -74,6 +74,14 @@ class TrainingError(TimeChatError):
     """Training cannot go on."""
 
 
+class StoppedError(TimeChatError):
+    """Stopped by a signal, which is no failure: the exit status is 128 and its number."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signum
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause naming the nearest known names to `name`, or all of them when none is near."""
     options = sorted(known)

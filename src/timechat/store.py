@@ -200,6 +200,12 @@ def sweep(folder: Path) -> None:
             os.close(handle)
 
 
+def sweep_run(run: Path) -> None:
+    """`sweep` every folder of a run."""
+    for place, _, _ in os.walk(run):
+        sweep(Path(place))
+
+
 @contextmanager
 def owned(folder: Path) -> Generator[None]:
     """Be the only process that writes in `folder`, while the block runs.

@@ -18,6 +18,7 @@ from rich.table import Table
 from timechat.records import Plan, Report, StepRecord
 from timechat.stages.doctor import Finding
 from timechat.stages.export import Exported
+from timechat.stages.runs import Listed
 from timechat.stages.show import Shown
 from timechat.stages.watch import Watcher
 
@@ -158,6 +159,21 @@ def show_rows(rows: list[Shown]) -> None:
         trained = sum(weight > 0 for _, weight in row.tokens)
         console.print(line, markup=False)
         console.print(f"[dim]{trained} of {len(row.tokens)} tokens trained, between ⟦ and ⟧[/dim]")
+
+
+def show_runs(found: list[Listed], folder: Path) -> None:
+    if not found:
+        console.print(f"no runs in {folder}", markup=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "state", "verdict", "step", "checkpoints", "size"):
+        table.add_column(name, justify="right" if name in ("step", "size") else "left")
+    for run in found:
+        kept = ", ".join(f"{n}{' pinned' if n in run.pinned else ''}" for n in run.checkpoints)
+        size = f"{run.bytes / 1e6:,.1f} MB"
+        step = f"{run.step}/{run.steps}"
+        table.add_row(escape(run.path), run.state, run.verdict or "-", step, kept or "-", size)
+    console.print(table)
 
 
 def show_findings(findings: list[Finding]) -> None:

@@ -6,16 +6,23 @@ import errno
 import getpass
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from timechat.errors import TimeChatError, nearest
+from timechat.cli import signals
+from timechat.cli.signals import STOP
+from timechat.errors import StoppedError, TimeChatError, nearest
 
 JSON = click.option("--json", "as_json", is_flag=True, help="One line of JSON on standard output.")
+ALLOW = click.option(
+    "--allow",
+    multiple=True,
+    metavar="WHAT",
+    help="Go on although this changed since the run began: recipe, data or base.",
+)
 STRICT = click.option("--strict", is_flag=True, help="Exit 3 on a failed check or a bad verdict.")
 
 LEDGER = click.option(
@@ -63,7 +70,7 @@ def demo(out: Path, strict: bool, as_json: bool) -> None:
     from timechat.stages.train import train as run
 
     recipe = load_recipe(shipped("helpdesk/recipe.yaml"))
-    finished = run(recipe, out, Display())
+    finished = run(recipe, out, Display(), STOP)
     _finish(finished.report, out, strict, as_json)
 
 
@@ -177,12 +184,20 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/RECIPE].")
+@ALLOW
 @STRICT
 @JSON
 def train(
-    recipe: Path, overrides: tuple[str, ...], out: Path | None, strict: bool, as_json: bool
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    allow: tuple[str, ...],
+    strict: bool,
+    as_json: bool,
 ) -> None:
     """Prepare if needed, train, evaluate; ends with the six lines and a verdict.
+
+    A run that exists in the folder is continued. Ctrl-C or SIGTERM once saves and ends.
 
     \b
     timechat train recipe.yaml
@@ -193,24 +208,80 @@ def train(
     from timechat.stages.train import train as run
 
     folder = out or Path("runs") / recipe.stem
-    finished = run(load_recipe(recipe, overrides), folder, Display())
+    finished = run(load_recipe(recipe, overrides), folder, Display(), STOP, allow)
     _finish(finished.report, folder, strict, as_json)
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@ALLOW
 @STRICT
 @JSON
-def resume(run: Path, strict: bool, as_json: bool) -> None:
-    """Go on with a run from its newest checkpoint.
+def resume(run: Path, allow: tuple[str, ...], strict: bool, as_json: bool) -> None:
+    """Go on with a run from its newest whole checkpoint, to the bytes it would have ended in.
 
     \b
     timechat resume runs/demo
+    timechat resume runs/demo --allow data
     """
     from timechat.cli.display import Display
     from timechat.stages.train import resume as go_on
 
-    _finish(go_on(run, Display()).report, run, strict, as_json)
+    _finish(go_on(run, Display(), STOP, allow).report, run, strict, as_json)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
+@JSON
+def runs(folder: Path, as_json: bool) -> None:
+    """List runs with their state, verdict, checkpoints and size.
+
+    \b
+    timechat runs
+    timechat runs elsewhere --json
+    """
+    from timechat.cli.display import show_runs
+    from timechat.stages.runs import list_runs
+
+    found = list_runs(folder)
+    show_runs(found, folder)
+    _emit(found, as_json)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN[@step-N]...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm(names: tuple[str, ...], yes: bool) -> None:
+    """Delete runs, or single checkpoints; never one in use, the best, or a pinned one.
+
+    \b
+    timechat rm runs/first
+    timechat rm runs/demo@step-40 --yes
+    """
+    from timechat.stages.runs import parse, remove
+
+    for name in names:
+        parse(name)  # every name is good before the first is deleted
+    if not yes:
+        click.confirm(f"delete {', '.join(names)}?", abort=True, err=True)
+    for name in names:
+        click.echo(f"deleted {name}: {remove(name) / 1e6:,.1f} MB free again", err=True)
+
+
+@cli.command()
+@click.argument("name", metavar="RUN@step-N")
+@click.option("--remove", is_flag=True, help="Leave it to the rule again.")
+def pin(name: str, remove: bool) -> None:
+    """Keep a checkpoint whatever comes: training deletes all but the newest two and the best.
+
+    \b
+    timechat pin runs/demo@step-40
+    timechat pin runs/demo@step-40 --remove
+    """
+    from timechat.stages.runs import pin as keep
+
+    folder = keep(name, not remove)
+    click.echo(f"{folder} {'is no longer pinned' if remove else 'stays'}", err=True)
 
 
 @cli.command()
@@ -501,7 +572,7 @@ def doctor(as_json: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: exit 0, 2 for a user's error, 130 and 143 for signals, 1 otherwise."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signals.install()
     try:
         status = cli.main(arguments, prog_name="timechat", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
@@ -511,6 +582,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped; `timechat resume RUN` goes on from the newest checkpoint", err=True)
         sys.exit(130)
+    except StoppedError as stopped:
+        click.echo(str(stopped), err=True)
+        sys.exit(stopped.exit_status)
     except TimeChatError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
@@ -530,11 +604,6 @@ def _advise(error: Exception) -> str | None:
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "name a folder that you may write to"
     return "see to it, then run the same command again" if isinstance(error, OSError) else None
-
-
-def _terminated(*_: Any) -> None:
-    click.echo("stopped; `timechat resume RUN` goes on from the newest checkpoint", err=True)
-    sys.exit(143)
 
 
 def _format(wanted: str) -> str:

@@ -6,10 +6,7 @@ Only safetensors are read and no remote code runs. Rendering belongs to `render`
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,11 +25,12 @@ from timechat.guard import check_model_folder, read_config
 from timechat.manifest import MANIFEST, newest, verify
 from timechat.model.adapt import ADAPTER_CONFIG, BASE_NOTE, load_adapter, output_head
 from timechat.model.choose import find_activation, set_activation
+from timechat.model.digest import digest_folder as digest_folder
+from timechat.model.digest import find_moved
 from timechat.model.fused import fuse
 from timechat.model.quantise import quantise
 from timechat.model.render import Renderer
-from timechat.model.starter import FOLDER, cache_folder, starter_folder
-from timechat.store import sha256, write_text
+from timechat.model.starter import FOLDER, starter_folder
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -191,31 +189,6 @@ def _cpu_flags() -> set[str]:
     return set(line.partition(":")[2].split())
 
 
-def digest_folder(folder: Path) -> str:
-    """One SHA-256 over names and contents of the files that make the model what it is.
-
-    Remembered in the cache under sizes and times, so that a large model is read once.
-    """
-    names = sorted(
-        p.name
-        for p in folder.iterdir()
-        if p.suffix in (".safetensors", ".json", ".jinja", ".model")
-    )
-    stamp = json.dumps(
-        [[n, (folder / n).stat().st_size, (folder / n).stat().st_mtime_ns] for n in names]
-    )
-    key = hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
-    remembered = cache_folder() / "digests" / key
-    if remembered.is_file() and len(known := remembered.read_text()) == 64:
-        return known
-    total = hashlib.sha256()
-    for name in names:
-        total.update(f"{name}:{sha256(folder / name)}\n".encode())
-    with suppress(OSError):  # a read-only cache only costs time
-        write_text(remembered, total.hexdigest())
-    return total.hexdigest()
-
-
 def _from_pretrained(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
     try:
@@ -248,7 +221,18 @@ def _adapter_source(name: str, folder: Path, say: Callable[[str], None]) -> Sour
         return Source(name, checked_folder(Path(base)), folder)
     if Path(base).name == FOLDER:
         return Source(name, starter_folder(say), folder)
+    if (moved := _moved_base(folder, base)) is not None:
+        say(f"the base has moved: found at {moved}")
+        return Source(name, checked_folder(moved), folder)
     raise ModelError(f"the base of {name} is not at {base!r} any more: put it back there")
+
+
+def _moved_base(adapter: Path, base: str) -> Path | None:
+    """The base whose digest our own checkpoint remembers, where its path leads nowhere."""
+    ours = adapter / "base.json"
+    if not (base and ours.is_file()):
+        return None
+    return find_moved(Path(base).name, str(read_config(ours).get("base_digest")), adapter)
 
 
 def _hub_folder(name: str) -> Path:

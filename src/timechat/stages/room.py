@@ -5,8 +5,10 @@ Rows, model, questions and plan. Nothing is trained here; `stages.train` does th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from timechat.conversation import Conversation
 from timechat.data.pack import Example, encode
@@ -14,13 +16,15 @@ from timechat.errors import DataError, PlanError
 from timechat.evals.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, load, resolve
 from timechat.recipe import Recipe
-from timechat.records import Plan, Touched
+from timechat.records import Derived, Plan, Touched
 from timechat.stages.compare import say_power
 from timechat.stages.environment import environment
 from timechat.stages.plan import plan_run
 from timechat.stages.prepare import Prepared, load_prepared, prepare
+from timechat.stages.record import Record, find_base, note, settle
+from timechat.stages.stop import Stop
 from timechat.stages.watch import Watcher
-from timechat.store import write_json
+from timechat.store import read_json, write_json
 
 
 @dataclass(slots=True)
@@ -39,15 +43,28 @@ class Room:
     task: Task
     general: General
     plan: Plan
+    record: Record
+    stop: Stop
+
+    def note(self, event: str, **details: Any) -> None:
+        """Add a line to the run's history."""
+        note(self.out, event, **details)
 
 
-def enter(recipe: Recipe, out: Path, watcher: Watcher) -> Room:
+def enter(
+    recipe: Recipe,
+    out: Path,
+    watcher: Watcher,
+    stop: Stop | None = None,
+    allow: Sequence[str] = (),
+) -> Room:
     """Everything that is needed before the first step: rows, model, questions, plan."""
     prepared = _prepared(recipe, out, watcher)
     watcher.say(f"loading {recipe.base}")
-    loaded = load(resolve(recipe.base, watcher.say))
+    loaded = load(resolve(find_base(recipe, out), watcher.say))
+    record = settle(recipe, out, environment(loaded), prepared.card.digest, allow, watcher)
     examples = [encode(row, loaded.renderer) for row in prepared.train]
-    plan = plan_run(
+    plan = _kept_plan(out) or plan_run(
         recipe, loaded, prepared.train, examples, (prepared.validation, prepared.test), out
     )
     write_json(out / "plan.json", plan)
@@ -58,7 +75,6 @@ def enter(recipe: Recipe, out: Path, watcher: Watcher) -> Room:
     validation = [encode(row, loaded.renderer) for row in prepared.validation]
     task = task_suite(prepared.test, loaded.renderer, recipe.evaluate.max_questions)
     general = general_suite(loaded.renderer)
-    write_json(out / "environment.json", environment(loaded))
     say_power(task, watcher)
     return Room(
         recipe,
@@ -73,7 +89,19 @@ def enter(recipe: Recipe, out: Path, watcher: Watcher) -> Room:
         task,
         general,
         plan,
+        record,
+        stop or Stop(),
     )
+
+
+def _kept_plan(out: Path) -> Plan | None:
+    """The plan that the run was begun with: what the machine has free now changes no step."""
+    path = out / "plan.json"
+    if not path.is_file():
+        return None
+    kept = read_json(path)
+    numbers = {name: Derived(**number) for name, number in kept["numbers"].items()}
+    return Plan(True, numbers, kept["machine"]) if kept["fits"] else None
 
 
 def _prepared(recipe: Recipe, out: Path, watcher: Watcher) -> Prepared:

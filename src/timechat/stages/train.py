@@ -6,25 +6,23 @@ This is where the floors meet: the loop is `training.loop`'s, the questions `eva
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from timechat.errors import RunError, UserError
-from timechat.manifest import newest
-from timechat.model.load import Loaded, digest_folder, load_tokenizer
+from timechat.model.load import Loaded, load_tokenizer
 from timechat.model.machine import peak_memory
 from timechat.model.method import begin, name_method, name_targets
 from timechat.model.recompute import recompute_layers
 from timechat.model.render import Renderer
-from timechat.recipe import Lora, Recipe, dump_recipe, load_recipe
+from timechat.recipe import Lora, Recipe, load_recipe
 from timechat.records import Check, Plan, Report
 from timechat.stages import snapshot
-from timechat.stages.batches import plan_steps
+from timechat.stages.card import finish_card, model_card
 from timechat.stages.checks import (
     check_export,
     check_gradient,
@@ -33,13 +31,24 @@ from timechat.stages.checks import (
     check_template,
 )
 from timechat.stages.compare import build_report
+from timechat.stages.keep import point
+from timechat.stages.learn import Learner
+from timechat.stages.record import claim, make_room
 from timechat.stages.room import Room, enter
 from timechat.stages.select import Candidate, choose_checkpoint, choose_strength
-from timechat.stages.validate import has_collapsed, validate
+from timechat.stages.stop import Stop
 from timechat.stages.watch import Watcher
-from timechat.store import append_line, read_json, read_lines, write_json, write_lines, write_text
+from timechat.store import (
+    owned,
+    read_json,
+    read_lines,
+    remove_folder,
+    sweep_run,
+    write_json,
+    write_lines,
+)
 from timechat.training import checkpoint
-from timechat.training.loop import Settings, Trainer, fit
+from timechat.training.loop import Settings, Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +59,35 @@ class Run:
     report: Report
 
 
-def train(recipe: Recipe, out: Path, watcher: Watcher | None = None) -> Run:
+def train(
+    recipe: Recipe,
+    out: Path,
+    watcher: Watcher | None = None,
+    stop: Stop | None = None,
+    allow: Sequence[str] = (),
+) -> Run:
     """Run the whole recipe, leaving everything in `out`; a run that exists there is continued.
 
-    Raises UserError for whatever the user can mend, before anything is trained.
+    `allow` names what may have changed since then: `recipe`, `data`, `base`. Raises UserError for
+    whatever the user can mend, before anything is trained, and StoppedError once `stop` is asked.
     """
     watcher = watcher or Watcher()
-    is_new = _claim(recipe, out)
-    try:
-        room = enter(recipe, out, watcher)
-    except UserError:
-        if is_new:  # nothing that looks like a run is left of a recipe that cannot be one
-            shutil.rmtree(out)
-        raise
+    make_room(out)
+    with owned(out):
+        sweep_run(out)
+        is_new = claim(recipe, out, allow)
+        try:
+            room = enter(recipe, out, watcher, stop, allow)
+        except UserError:
+            if is_new:  # nothing that looks like a run is left of a recipe that cannot be one
+                remove_folder(out)
+            raise
+        return _run(room)
+
+
+def _run(room: Room) -> Run:
+    recipe, out, watcher = room.recipe, room.out, room.watcher
+    room.note("started", process=os.getpid(), machine=room.plan.machine["name"])
     before = _before(room)
     checks, strength = _learn(room)
     after = snapshot.take(
@@ -79,38 +104,27 @@ def train(recipe: Recipe, out: Path, watcher: Watcher | None = None) -> Run:
         checks,
         _cost(room, strength),
     )
+    finish_card(room, report)
+    room.note("finished", verdict=report.verdict)
     return Run(out, report)
 
 
-def resume(out: Path, watcher: Watcher | None = None) -> Run:
+def resume(
+    out: Path,
+    watcher: Watcher | None = None,
+    stop: Stop | None = None,
+    allow: Sequence[str] = (),
+) -> Run:
     """Go on with the run in `out` from its newest checkpoint."""
     if not (out / "recipe.yaml").is_file():
         raise RunError(f"no run at {out}: it has no recipe.yaml")
-    return train(load_recipe(out / "recipe.yaml"), out, watcher)
+    return train(load_recipe(out / "recipe.yaml"), out, watcher, stop, allow)
 
 
 def preview(recipe: Recipe, watcher: Watcher | None = None) -> Plan:
     """The plan of a run, without leaving anything behind."""
     with tempfile.TemporaryDirectory() as scratch:
         return enter(recipe, Path(scratch) / "run", watcher or Watcher()).plan
-
-
-def _claim(recipe: Recipe, out: Path) -> bool:
-    """Make `out` this recipe's run, or see that it already is; returns whether it is new."""
-    text = dump_recipe(recipe)
-    theirs = out / "recipe.yaml"
-    if theirs.is_file():
-        if theirs.read_text(encoding="utf-8") != text:
-            raise RunError(
-                f"{out} holds a run of another recipe: name another folder with --out, or continue "
-                f"that one with `timechat resume {out}`"
-            )
-        return False
-    if out.exists() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty and holds no run: name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(theirs, text)
-    return True
 
 
 def _before(room: Room) -> snapshot.Snapshot:
@@ -153,31 +167,24 @@ def _learn(room: Room) -> tuple[list[Check], float]:
     identity = _identity(room)
     served = _served(room)
     checks = _checks_at_start(room, trainer, served, identity)
-    candidates = _steps(room, trainer, served, identity)
+    candidates = Learner(room, trainer, served, identity).run()
     best = choose_checkpoint(candidates)
     _restore_weights(room, trainer, identity, best)
     strength = _strength(room, trainer)
+    identity = replace(identity, card=model_card(room, candidates, best.step))
     _point_best(room, served, identity, best, strength)
     return checks, strength
 
 
 def _identity(room: Room) -> checkpoint.Identity:
-    source = room.loaded.source
+    record = room.record
     return checkpoint.Identity(
-        base_path=str(source.folder),
+        base_path=str(room.loaded.source.folder),
         targets=name_targets(room.recipe.adapt),
-        fingerprints={
-            "base": digest_folder(source.folder),
-            "data": room.prepared.card.digest,
-            "recipe": _recipe_print(room.recipe),
-        },
+        fingerprints=record.fingerprints,
+        former=record.former,
+        made_by=record.made_by,
     )
-
-
-def _recipe_print(recipe: Recipe) -> str:
-    # What is asked of the trained model does not change how it is trained.
-    text = recipe.model_dump_json(exclude={"evaluate": True, "data": True})
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _served(room: Room) -> Loaded:
@@ -205,42 +212,6 @@ def _checks_at_start(
     write_lines(room.out / "too_long.jsonl", room.too_long)
     write_json(kept, checks)
     return checks
-
-
-def _steps(
-    room: Room, trainer: Trainer, served: Loaded, identity: checkpoint.Identity
-) -> list[Candidate]:
-    """The loop with its consumers: log, validate, save, stop early."""
-    plan, out, watcher = room.plan, room.out, room.watcher
-    notes: dict[str, Any] = {"candidates": [], "elapsed_s": 0.0}
-    last = newest(out, watcher.say)
-    if last is not None:
-        notes = checkpoint.restore(last, trainer, identity)
-        watcher.say(f"continuing from step {trainer.step} of {plan['steps']} ({last})")
-        _cut_log(out / "metrics.jsonl", trainer.step)
-    candidates = [Candidate(**row) for row in notes["candidates"]]
-    if not candidates:
-        candidates.append(validate(room, trainer, served))
-    for record in fit(trainer, plan_steps(room)):
-        notes["elapsed_s"] += record.elapsed_s
-        line = {**asdict(record), "elapsed_s": round(notes["elapsed_s"], 4)}
-        append_line(out / "metrics.jsonl", {**line, "peak_bytes": peak_memory()})
-        watcher.stepped(record, plan["steps"])
-        last_step = trainer.step == plan["steps"]
-        if last_step or trainer.step % plan["validate_every"] == 0:
-            candidates.append(validate(room, trainer, served))
-        if last_step or trainer.step % plan["checkpoint_every"] == 0:
-            notes["candidates"] = [asdict(c) for c in candidates]
-            notes["validation_loss"] = candidates[-1].loss
-            folder = checkpoint.step_folder(out, trainer.step)
-            checkpoint.save(folder, trainer, served, identity, notes)
-        if has_collapsed(candidates, room.recipe.train.patience):
-            watcher.say(
-                f"stopping at step {trainer.step}: validation has been clearly worse than its best "
-                f"for {room.recipe.train.patience} validations in a row"
-            )
-            break
-    return [c for c in candidates if checkpoint.step_folder(out, c.step).is_dir()]
 
 
 def _restore_weights(
@@ -271,17 +242,7 @@ def _point_best(
     if strength != 1.0:
         folder = folder.with_name(f"{folder.name}-strength-{strength:g}")
         checkpoint.save_model_only(folder, served, identity, best.step, strength)
-    link = room.out / "best"
-    fresh = room.out / ".best"
-    fresh.unlink(missing_ok=True)
-    os.symlink(folder.relative_to(room.out), fresh)
-    os.replace(fresh, link)
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Take back the lines of steps that will be done again."""
-    if path.is_file():
-        write_lines(path, [row for row in read_lines(path) if row["step"] <= step])
+    point(room.out, "best", folder)
 
 
 def _cost(room: Room, strength: float) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def _ask(
     room: Room, step: int, served: Loaded
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Candidate]:
     """The line for the log, the watched answers, and the candidate, of the model as it is."""
-    found = likelihoods(room.loaded.model, room.validation)
+    found = likelihoods(room.loaded.model, room.validation, lambda _: room.stop.check())
     loss, right = mean_nats(found), accuracy(found)
     spread = slice(None, None, max(1, len(room.task.questions) // WATCHED))
     prompts = room.task.prompts[spread][:WATCHED]

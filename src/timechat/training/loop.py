@@ -99,7 +99,7 @@ class Trainer:
         if settings.average_steps > 1:
             self.average = [p.detach().clone() for p in self.parameters]
         self._head = head_of(model)
-        self._teachers: dict[str, Tensor] = {}
+        self._teachers: dict[tuple[str, ...], Tensor] = {}
 
     def advance(
         self, batches: tuple[Batch, ...], is_stopping: Callable[[], bool] = lambda: False
@@ -238,15 +238,19 @@ class Trainer:
         return replace(head, weight=of_base(head.weight).detach(), bias=bias)
 
     def _teacher(self, rows: tuple[Example, ...]) -> Tensor:
-        """The base's hidden states at the targets of held rows (n, D), computed once and kept."""
-        fresh = [row for row in rows if row.id not in self._teachers]
-        if fresh:
-            batch = pack(fresh)
+        """The base's hidden states at the targets of held rows (n, D), computed once and kept.
+
+        Kept for these rows together: alone or with others, their last bits would differ, and a
+        resumed run meets them in another order.
+        """
+        key = tuple(row.id for row in rows)
+        if key not in self._teachers:
+            batch = pack(list(rows))
             with torch.no_grad(), self.change.base():
-                found = hidden_states(self.model, batch.ids, batch.layout, batch.target_index)
-            parts = found.split([row.num_targets for row in fresh])
-            self._teachers |= {row.id: part for row, part in zip(fresh, parts, strict=True)}
-        return torch.cat([self._teachers[row.id] for row in rows])
+                self._teachers[key] = hidden_states(
+                    self.model, batch.ids, batch.layout, batch.target_index
+                )
+        return self._teachers[key]
 
 
 def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:

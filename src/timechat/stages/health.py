@@ -1,0 +1,56 @@
+"""The health of a run: steps that are not finite, and losses that leap.
+
+It judges and counts; skipping, rolling back and stopping are `learn`'s.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+# Steps without a finite loss and gradient that are left out before the run is rolled back, and how
+# often it is, each time with this share of its learning rate.
+MAX_SKIPPED = 3
+MAX_ROLLBACKS = 2
+LOWER = 0.5
+# A loss is a spike when it lies so many robust standard deviations above the median of the losses
+# before it (1.4826 makes the median deviation one of the normal distribution), and well above.
+WINDOW = 32
+DEVIATIONS = 6.0
+ABOVE = 1.3
+
+
+@dataclass(slots=True)
+class Health:
+    """What is remembered from step to step; it travels in every checkpoint."""
+
+    skipped: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    rollbacks: int = 0
+    losses: list[float] = field(default_factory=list[float])
+
+    def skip(self, step: int, loss: float, norm: float, rows: list[str]) -> None:
+        """Count a step that was not finite."""
+        self.skipped.append({"step": step, "loss": str(loss), "norm": str(norm), "rows": rows})
+
+    @property
+    def may_skip(self) -> bool:
+        return len(self.skipped) <= MAX_SKIPPED
+
+    @property
+    def may_roll_back(self) -> bool:
+        return self.rollbacks < MAX_ROLLBACKS
+
+    def watch(self, step: int, loss: float) -> str:
+        """A sentence when `loss` is a spike, else nothing."""
+        said = ""
+        if len(self.losses) == WINDOW:
+            usual = statistics.median(self.losses)
+            spread = 1.4826 * statistics.median(abs(one - usual) for one in self.losses)
+            if loss > usual + DEVIATIONS * spread and loss > ABOVE * usual:
+                said = (
+                    f"step {step}: loss {loss:.3f} is a spike; the {WINDOW} steps before it had "
+                    f"{usual:.3f} ± {spread:.3f}"
+                )
+        self.losses = [*self.losses, loss][-WINDOW:]
+        return said

@@ -1,0 +1,172 @@
+"""Tiny runs in processes that may be killed: a zygote that forks them, and a way to break calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timechat.store import read_lines, sha256
+
+COUNT, KILL_BEFORE, KILL_AFTER, FAIL_ONCE, FAIL_FROM, SHORT_WRITE = range(1, 7)
+HERE = Path(__file__).parent
+
+
+class Zygote:
+    """Starts tiny runs, one at a time."""
+
+    def __init__(self, shim: Path | None) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if shim is not None:
+            environment["LD_PRELOAD"] = str(shim)
+        self.has_shim = shim is not None
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def start(self, out: Path, recipe: Path, arm: tuple[Any, ...] = (), learn: bool = True) -> int:
+        """Begin a run; returns its process id."""
+        ask = {"out": str(out), "recipe": str(recipe), "arm": arm, "only_learn": learn}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(ask) + "\n")
+        self.process.stdin.flush()
+        return int(self._answer()["pid"])
+
+    def wait(self) -> int:
+        """The exit status of the run under way; minus the signal's number when one ended it."""
+        return int(self._answer()["status"])
+
+    def run(self, out: Path, recipe: Path, arm: tuple[Any, ...] = (), learn: bool = True) -> int:
+        self.start(out, recipe, arm, learn)
+        return self.wait()
+
+    def kill_after(self, seconds: float, out: Path, recipe: Path, number: int) -> int:
+        """Run, with a signal after so many seconds."""
+        pid = self.start(out, recipe)
+        timer = threading.Timer(seconds, os.kill, (pid, number))
+        timer.start()
+        status = self.wait()
+        timer.cancel()
+        timer.join()
+        return status
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the zygote died"
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The library that breaks calls, built here; None where there is no C compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        return None
+    target = tmp_path_factory.mktemp("shim") / "shim.so"
+    ask = [compiler, "-shared", "-fPIC", "-O1", "-o", str(target), str(HERE / "shim.c"), "-ldl"]
+    subprocess.run(ask, check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def zygote(shim: Path | None) -> Iterator[Zygote]:
+    made = Zygote(shim)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def breaking(zygote: Zygote) -> Zygote:
+    """The zygote where calls can be broken."""
+    if not zygote.has_shim:
+        pytest.skip("needs Linux and a C compiler, to stand between the process and the kernel")
+    return zygote
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps of two micro-batches' worth of rows, saved every second one."""
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+def write_recipe(folder: Path, epochs: int = 2, every: int = 2) -> Path:
+    from conftest import build_model, build_tokenizer
+    from test_train import write_rows
+
+    base = folder / "base"
+    build_model(hidden_size=16, intermediate_size=16, num_hidden_layers=1).save_pretrained(base)
+    build_tokenizer().save_pretrained(base)
+    write_rows(folder / "rows.jsonl")
+    text = json.dumps(
+        {
+            "base": str(base),
+            "data": {"train": [str(folder / "rows.jsonl")]},
+            "adapt": {"rank": 2, "strength": 1.0},
+            "train": {
+                "epochs": epochs,
+                "batch_rows": 8,
+                "learning_rate": 5e-3,
+                "validations": 3,
+                "checkpoint_every": every,
+            },
+            "evaluate": {"max_new_tokens": 4, "max_questions": 6},
+        }
+    )
+    path = folder / "tiny.yaml"
+    path.write_text(text)
+    return path
+
+
+def proof(run: Path) -> dict[str, Any]:
+    """What must be equal, bit for bit, in two runs of one recipe: the newest checkpoint's weights,
+    average and optimizer, and every line of the log but for its times and memory."""
+    last = sorted((run / "checkpoints").glob("step-??????"))[-1]
+    files = ["adapter_model.safetensors", "state/weights.safetensors", "state/optimizer.safetensors"]
+    rows = [
+        {k: v for k, v in row.items() if k not in ("elapsed_s", "peak_bytes")}
+        for row in read_lines(run / "metrics.jsonl")
+    ]
+    best = (run / "best").resolve().name
+    return {"last": last.name, "best": best, "log": rows, **{f: sha256(last / f) for f in files}}
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(
+    zygote: Zygote, recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert zygote.run(out, recipe) == 0, Path(f"{out}.log").read_text()
+    return proof(out)
+
+
+@pytest.fixture
+def finish(zygote: Zygote, recipe: Path) -> Callable[[Path], dict[str, Any]]:
+    """Run to the end whatever was left at a folder, and return its proof."""
+
+    def go_on(out: Path) -> dict[str, Any]:
+        assert zygote.run(out, recipe) == 0, Path(f"{out}.log").read_text()[-3000:]
+        hidden = [p for p in out.parent.rglob(".*") if ".timechat-" in p.name]
+        assert hidden == [], "something half-written was left"
+        return proof(out)
+
+    return go_on

@@ -1,0 +1,89 @@
+"""A process with everything imported, which forks a child for each tiny run it is asked for.
+
+    python zygote.py     one JSON request a line on standard input: {out, recipe, arm, only_learn};
+                         answers {"pid"} when the child begins and {"status", "calls"} at its end
+
+Importing takes seconds and a tiny run a fraction of one, so that hundreds of kills are affordable.
+The fork is safe because nothing here has computed anything yet, and one thread computes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from timechat.cli import signals
+from timechat.errors import StoppedError, TimeChatError
+from timechat.evals import suite
+from timechat.recipe import load_recipe
+from timechat.stages import plan as plan_stage
+from timechat.stages import train as train_stage
+from timechat.stages.watch import Watcher
+
+
+class Telling(Watcher):
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def only_learn(room: Any) -> Any:
+    """The run without its evaluations, for tests that ask about training alone."""
+    train_stage._learn(room)
+    (room.out / "learnt").write_text("yes")
+
+
+def work(ask: dict[str, Any]) -> int:
+    log = os.open(f"{ask['out']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    plan_stage.machine.matrix_rate = lambda dtype: 1e11
+    whole = suite._rows
+    suite._rows = lambda name: whole(name)[::80]
+    if ask["only_learn"]:
+        train_stage._run = only_learn
+    library = ctypes.CDLL(None)
+    if ask.get("arm"):
+        folder, how, at, error = ask["arm"]
+        library.fault_arm(folder.encode(), how, ctypes.c_long(at), error)
+    signals.install()
+    out = Path(ask["out"])
+    try:
+        train_stage.train(load_recipe(Path(ask["recipe"])), out, Telling(), signals.STOP)
+    except StoppedError as stopped:
+        return stopped.exit_status
+    except (TimeChatError, OSError, RuntimeError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 2
+    if ask.get("arm"):
+        Path(f"{ask['out']}.calls").write_text(str(library.fault_calls()))
+    return 0
+
+
+def main() -> None:
+    for line in sys.stdin:
+        ask = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            try:
+                status = work(ask)
+            except BaseException:
+                traceback.print_exc()
+                status = 70
+            os._exit(status)
+        print(json.dumps({"pid": child}), flush=True)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        print(json.dumps({"status": code}), flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main()
