@@ -141,7 +141,11 @@ def proof(run: Path) -> dict[str, Any]:
     """What must be equal, bit for bit, in two runs of one recipe: the newest checkpoint's weights,
     average and optimizer, and every line of the log but for its times and memory."""
     last = sorted((run / "checkpoints").glob("step-??????"))[-1]
-    files = ["adapter_model.safetensors", "state/weights.safetensors", "state/optimizer.safetensors"]
+    files = [
+        "adapter_model.safetensors",
+        "state/weights.safetensors",
+        "state/optimizer.safetensors",
+    ]
     rows = [
         {k: v for k, v in row.items() if k not in ("elapsed_s", "peak_bytes")}
         for row in read_lines(run / "metrics.jsonl")
