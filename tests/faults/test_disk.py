@@ -1,4 +1,4 @@
-"""Disks that fill, fail and write short: the older checkpoint loads, the error is one, it goes on."""
+"""Disks that fill, fail and write short: one clear error, the older checkpoint, and on it goes."""
 
 from __future__ import annotations
 
