@@ -69,7 +69,7 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> Source:
     if step or (folder / "recipe.yaml").is_file():
         folder = run_checkpoint(folder, step)
     if (folder / MANIFEST).is_file():
-        folder = whole_checkpoint(folder, say)
+        folder = whole_checkpoint(folder, None if step else Path(path), say)
     if (folder / ADAPTER_CONFIG).is_file():
         return _adapter_source(name, folder, say)
     if folder.is_dir():
@@ -97,18 +97,16 @@ def run_checkpoint(run: Path, step: str = "") -> Path:
     raise RunError(f"{run} has no checkpoint {step!r}; kept: {', '.join(kept) or 'none'}")
 
 
-def whole_checkpoint(folder: Path, say: Callable[[str], None]) -> Path:
-    """`folder`, or the newest whole checkpoint beside it where `best` points at a damaged one.
+def whole_checkpoint(folder: Path, run: Path | None, say: Callable[[str], None]) -> Path:
+    """`folder`, or where it is damaged the newest whole checkpoint of `run`, saying so.
 
-    Raises CheckpointError when there is none, or when a damaged checkpoint was named itself.
+    Raises CheckpointError when there is none, or when the damaged one was named itself.
     """
     try:
         verify(folder, only_model=True)
         return folder
     except CheckpointError as error:
-        run = folder.parent.parent
-        was_named = not (run / "best").exists() or (run / "best").resolve() != folder.resolve()
-        other = None if was_named else newest(run, say)
+        other = None if run is None else newest(run, say)
         if other is None:
             raise
         say(f"{error}; answering from {other.name} instead")
