@@ -82,12 +82,12 @@ def train(
             if is_new:  # nothing that looks like a run is left of a recipe that cannot be one
                 remove_folder(out)
             raise
+        room.note("started", process=os.getpid(), machine=room.plan.machine["name"])
         return _run(room)
 
 
 def _run(room: Room) -> Run:
     recipe, out, watcher = room.recipe, room.out, room.watcher
-    room.note("started", process=os.getpid(), machine=room.plan.machine["name"])
     before = _before(room)
     checks, strength = _learn(room)
     after = snapshot.take(
