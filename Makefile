@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint types imports docs docs-check bench clean
+.PHONY: demo test test-slow test-faults lint types imports docs docs-check bench clean
 
 demo: $(STAMP)
 	$(BIN)/timechat demo --out runs/demo
@@ -15,7 +15,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not faults"
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest tests/faults
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check src tests bench examples docs
