@@ -371,6 +371,16 @@ def chat(
     envvar="TIMECHAT_API_KEY",
     help="A key that callers must send; several may be given [$TIMECHAT_API_KEY].",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "openvino", "torch"]),
+    default="auto",
+    show_default=True,
+    help="auto: openvino where it knows the model, else torch.",
+)
+@click.option(
+    "--bits", type=click.Choice(["8", "4"]), default="8", show_default=True, help="Of openvino."
+)
 @click.option("--allow-host", "hosts", multiple=True, help="Another name of this server.")
 @click.option("--allow-origin", "origins", multiple=True, help="A web page that may call it.")
 @click.option(
@@ -383,6 +393,8 @@ def serve(
     host: str,
     port: int,
     api_keys: tuple[str, ...],
+    engine: Any,
+    bits: Any,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     ledger: str | None,
@@ -406,7 +418,7 @@ def serve(
 
     settings = Settings(host, port, hosts, origins)
     settings.check(len(api_keys))
-    found = find_models(models, say)
+    found = find_models(models, say, engine, int(bits))
     kept = open_ledger(ledger or default_ledger())
     run(found, settings, Keys(api_keys), say, ledger=kept)
 

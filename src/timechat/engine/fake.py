@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from timechat.engine.protocol import Capabilities, Delta, Ending, EngineError, Request
@@ -98,3 +99,38 @@ class FakeEngine:
 
     async def stop(self) -> None:
         self.ready = False
+
+
+class ScriptedCore:
+    """A core that counts upwards from the prompt's length: a child process without weights.
+
+    A prompt that begins with 13 makes it step slowly, as a large model would.
+    """
+
+    def __init__(self) -> None:
+        self.capabilities = Capabilities("scripted", 512, 1 << 16, prefix_cache=True)
+        self._running: dict[int, tuple[Request, int]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    def add(self, key: int, request: Request) -> None:
+        self._running[key] = (request, 0)
+
+    def cancel(self, key: int) -> None:
+        self._running.pop(key, None)
+
+    def step(self) -> list[tuple[int, Delta]]:
+        out: list[tuple[int, Delta]] = []
+        time.sleep(max(0.02 if r.prompt[0] == 13 else 0.0 for r, _ in self._running.values()))
+        for key, (request, count) in list(self._running.items()):
+            token = len(request.prompt) + count
+            room = min(request.sampling.max_new_tokens, 512 - len(request.prompt))
+            if token in request.stop or count >= room:
+                out.append((key, Delta(None, Ending.STOP if count < room else Ending.LENGTH)))
+                del self._running[key]
+            else:
+                out.append((key, Delta(token)))
+                self._running[key] = (request, count + 1)
+        return out

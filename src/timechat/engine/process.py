@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from timechat.engine.protocol import Capabilities, Delta, Ending, EngineError, Request
@@ -71,19 +72,7 @@ class ProcessEngine:
         self._keeper = asyncio.create_task(self._keep(reader))
 
     async def _spawn(self) -> asyncio.StreamReader:
-        ours, theirs = socket.socketpair()
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "timechat.engine.worker",
-            str(theirs.fileno()),
-            pass_fds=[theirs.fileno()],
-            stdin=asyncio.subprocess.DEVNULL,
-            env=environment,
-        )
-        theirs.close()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
+        self._process, reader, writer = await spawn("timechat.engine.worker")
         writer.write(json.dumps({"load": self.spec}).encode() + b"\n")
         line = await reader.readline()
         row: dict[str, Any] = (
@@ -93,7 +82,9 @@ class ProcessEngine:
             writer.close()
             await self._process.wait()
             raise ModelError(f"{self.spec['name']} could not be started: {row['refused']}")
-        self._known = Capabilities(**row["ready"])
+        able = Capabilities(**row["ready"])
+        note = "; ".join(part for part in (self.spec.get("note"), able.note) if part)
+        self._known = replace(able, note=note)
         self._writer = writer
         self.starts += 1
         return reader
@@ -187,10 +178,33 @@ class ProcessEngine:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
+        writer = self._writer
         self._lose()
+        if writer is not None:
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
         if self._process is not None and self._process.returncode is None:
             try:
                 await asyncio.wait_for(self._process.wait(), 2.0)
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
+
+
+async def spawn(
+    module: str,
+) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]:
+    """A child running `module` with one end of a private socket; its other end is ours."""
+    ours, theirs = socket.socketpair()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        str(theirs.fileno()),
+        pass_fds=[theirs.fileno()],
+        stdin=asyncio.subprocess.DEVNULL,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+    )
+    theirs.close()
+    reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)
+    return process, reader, writer

@@ -104,6 +104,10 @@ class Scribe(Protocol):
 
     stop_ids: frozenset[int]
 
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
     async def prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
     ) -> list[int]: ...
@@ -155,6 +159,7 @@ class LocalResponder:
         return self.engine.ready
 
     async def start(self) -> None:
+        await self.scribe.start()
         await self.engine.start()
         self.admission.open(self.capabilities.kv_tokens)
 
@@ -163,6 +168,7 @@ class LocalResponder:
 
     async def stop(self) -> None:
         await self.engine.stop()
+        await self.scribe.stop()
 
     async def reply(self, ask: Ask) -> AsyncGenerator[Piece]:
         if not self.engine.ready:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from timechat.conversation import Message, as_role
 from timechat.errors import UserError
@@ -26,17 +26,33 @@ class ThreadScribe:
         self.renderer = renderer
         self.stop_ids = renderer.stop_ids
 
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def stop(self) -> None:
+        """Nothing to stop."""
+
     async def prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
     ) -> list[int]:
-        return await asyncio.to_thread(render, self.renderer, messages)
+        return await asyncio.to_thread(render, self.renderer, messages, tools)
 
     async def encode(self, text: str) -> list[int]:
         return await asyncio.to_thread(encode, self.renderer, text)
 
 
-def render(renderer: Renderer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The prompt of a conversation; raises MessageError for what no template takes."""
+def render(
+    renderer: Renderer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> list[int]:
+    """The prompt of a conversation; raises MessageError for what no template takes.
+
+    A conversation with tools in it goes through the model's own template whole.
+    """
+    with_tools = bool(tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)
+    if with_tools:
+        return render_tools(renderer, messages, tools)
     turns: list[Message] = []
     for place, message in enumerate(messages):
         role = "system" if message["role"] == "developer" else message["role"]
@@ -47,6 +63,30 @@ def render(renderer: Renderer, messages: Sequence[Mapping[str, Any]]) -> list[in
             )
         turns.append(Message(known, text_of(message.get("content"), place)))
     return renderer.prompt(turns)
+
+
+def render_tools(
+    renderer: Renderer, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """The prompt by the template alone, which must know tools: else they would be left out."""
+    template = str(renderer.tokenizer.chat_template)
+    if "tools" not in template:
+        raise MessageError("tools", "the model's chat template has no place for tools")
+    rows = [dict(message) for message in messages]
+    for place, row in enumerate(rows):
+        row["content"] = text_of(row.get("content"), place)
+        row["role"] = "system" if row["role"] == "developer" else row["role"]
+    # What a user writes must stay text: no message may spell a special token of the model.
+    specials = [token for token in cast(Any, renderer.tokenizer).get_added_vocab() if token]
+    for place, row in enumerate(rows):
+        if any(special in row["content"] for special in specials):
+            raise MessageError(
+                f"messages[{place}].content", "holds a special token of the model as text"
+            )
+    ids = renderer.tokenizer.apply_chat_template(
+        rows, tools=[dict(tool) for tool in tools], add_generation_prompt=True, return_dict=False
+    )
+    return [int(token) for token in cast(list[int], ids)]
 
 
 def encode(renderer: Renderer, text: str) -> list[int]:

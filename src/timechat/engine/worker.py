@@ -74,15 +74,27 @@ class _Lines:
 def build_core(spec: dict[str, Any]) -> Core:
     """The engine that `spec` names, with its weights loaded."""
     kind = spec["kind"]
+    if kind == "scripted":
+        from timechat.engine.fake import ScriptedCore
+
+        return ScriptedCore()
+    from timechat.model.load import Source
+
+    adapter = Path(spec["adapter"]) if spec.get("adapter") else None
+    source = Source(spec["name"], Path(spec["folder"]), adapter)
     if kind == "torch":
         from timechat.engine.batch import BatchCore
         from timechat.model.adapt import merge
-        from timechat.model.load import Source, load
+        from timechat.model.load import load
 
-        adapter = Path(spec["adapter"]) if spec.get("adapter") else None
-        loaded = load(Source(spec["name"], Path(spec["folder"]), adapter))
+        loaded = load(source)
         merge(loaded.model)
         return BatchCore(loaded.model)
+    if kind == "openvino":
+        from timechat.engine.openvino import OpenVinoCore, compiled
+
+        folder = compiled(source, spec["digest"], spec["bits"], Path(spec["cache"]))
+        return OpenVinoCore(folder, spec.get("precision"))
     raise TimeChatError(f"no engine of the kind {kind!r}")
 
 
@@ -92,8 +104,8 @@ def serve(end: socket.socket) -> None:
     first, *rest = lines.read(wait=True)
     try:
         core = build_core(first["load"])
-    except (TimeChatError, OSError, ValueError, RuntimeError) as error:
-        lines.write({"refused": str(error)})
+    except Exception as error:  # whatever a runtime or a model file throws, the parent is told
+        lines.write({"refused": f"{error}" or repr(error)})
         return
     lines.write({"ready": asdict(core.capabilities)})
     while True:
@@ -117,7 +129,7 @@ def _obey(core: Core, row: dict[str, Any], lines: _Lines) -> None:
     key = row["submit"]
     try:
         core.add(key, decode_request(row["request"]))
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # one bad request must not end the others
         failed = Delta(None, Ending.FAILED, detail=str(error))
         lines.write({"deltas": [encode_delta(key, failed)]})
 

@@ -15,7 +15,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
-from timechat.serve import chat, health, models
+from timechat.serve import chat, completions, health, metrics, models
+from timechat.serve.conversations import Conversations
 from timechat.serve.errors import handle_errors
 from timechat.serve.guard import Guard
 from timechat.serve.keys import Keys
@@ -71,7 +72,10 @@ def create_app(
     app.state.settings = settings
     app.state.keys = keys
     app.state.running = Counter()
+    app.state.metrics = metrics.Metrics()
+    app.state.conversations = Conversations()
     handle_errors(app)
-    for router in (chat.router, models.router, health.router, *routers):
+    own = (chat.router, completions.router, models.router, health.router, metrics.router)
+    for router in (*own, *routers):
         app.include_router(router)
     return app

@@ -15,10 +15,9 @@ from starlette.responses import JSONResponse, Response
 
 from timechat.engine.protocol import Ending, EngineError
 from timechat.engine.responder import Ask, Piece, Said, Usage
-from timechat.serve.errors import ApiError
 from timechat.serve.gate import Gate, gate_of
 from timechat.serve.registry import Served
-from timechat.serve.sse import EventStream, collected, merged
+from timechat.serve.sse import EventStream, collected
 from timechat.serve.wire import ChatRequest, schema_of
 
 router = APIRouter()
@@ -36,7 +35,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     head = Head(model)
     headers = {"x-ignored-fields": ", ".join(body.ignored)} if body.ignored else {}
     headers["x-model-digest"] = model.digest
-    pieces = gate.watched(model, merged([model.responder.reply(ask) for ask in asks]))
+    pieces = gate.answers(model, asks)
     first = await gate.first(pieces)
     if body.stream:
         events = chunks(head, first, pieces, len(asks), body.wants_usage)
@@ -49,12 +48,8 @@ def asks_of(body: ChatRequest, gate: Gate) -> list[Ask]:
     """One ask per choice; unseeded ones differ by chance, seeded ones by their number."""
     seed = secrets.randbits(31) if body.seed is None else body.seed & 0x7FFFFFFF
     limits = gate.settings.limits
-    if body.longest is not None and body.longest > limits.answer_tokens:
-        raise ApiError(
-            400,
-            f"at most {limits.answer_tokens} tokens can be asked for, not {body.longest}",
-            param="max_completion_tokens" if body.max_completion_tokens else "max_tokens",
-        )
+    param = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+    gate.check_length(body.longest, param)
     ask = Ask(
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
         sampling=body.sampling(seed),
@@ -121,7 +116,7 @@ async def chunks(
         if piece.text or piece.said:
             yield chunk(choice, {"content": piece.text}, None, piece)
         if piece.ending is not None:
-            yield chunk(choice, {}, FINISH[piece.ending], Piece())
+            yield chunk(choice, {}, FINISH[piece.ending], Piece(notice=piece.notice))
     if with_usage:
         row = head.frame("chat.completion.chunk", [])
         yield _dump({**row, "usage": usage_row(usages)})

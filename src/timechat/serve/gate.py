@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from timechat.engine.responder import Piece
+from timechat.engine.responder import Ask, Piece
+from timechat.serve.conversations import Conversations
 from timechat.serve.errors import ApiError
 from timechat.serve.keys import Caller, Keys
+from timechat.serve.metrics import Metrics
 from timechat.serve.registry import Registry, Served
 from timechat.serve.settings import Settings
-from timechat.serve.sse import Pieces
+from timechat.serve.sse import Pieces, merged
 
 T = TypeVar("T")
 # How often a running answer looks whether its key is still valid, in seconds.
@@ -40,8 +42,29 @@ class Gate:
             raise ApiError(503, "the server is shutting down", code="draining", retry_after_s=5)
         return self.registry.get(name, self.caller.project)
 
-    async def watched(self, model: Served, pieces: Pieces) -> Pieces:
-        """`pieces` within the caller's bounds; ends when time, key or connection is gone."""
+    def check_length(self, tokens: int | None, param: str) -> None:
+        """Raises ApiError 400 for an answer longer than this server gives."""
+        most = self.settings.limits.answer_tokens
+        if tokens is not None and tokens > most:
+            raise ApiError(
+                400, f"at most {most} tokens can be asked for, not {tokens}", param=param
+            )
+
+    def answers(self, model: Served, asks: Sequence[Ask]) -> Pieces:
+        """The answers to `asks`, counted and bounded; interrupted by the next of a conversation."""
+        metrics: Metrics = self.request.app.state.metrics
+        runs = [metrics.timed(model, model.responder.reply(ask)) for ask in asks]
+        pieces = self.watched(merged(runs))
+        name = self.request.headers.get("x-conversation-id", "")
+        if not name:
+            return pieces
+        if len(name) > 128:
+            raise ApiError(400, "x-conversation-id is longer than 128 characters")
+        conversations: Conversations = self.request.app.state.conversations
+        return conversations.sole(self.caller.project, name, pieces)
+
+    async def watched(self, pieces: Pieces) -> Pieces:
+        """`pieces` within the caller's bounds; ends when time or key is gone."""
         limits = self.settings.limits
         if self._running[self.caller] >= limits.per_key:
             raise ApiError(

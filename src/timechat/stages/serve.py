@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from transformers import PreTrainedTokenizerFast
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from timechat.engine.families import Bits, refusal
 from timechat.engine.process import ProcessEngine
 from timechat.engine.responder import LocalResponder, Responder
-from timechat.engine.scribe import ThreadScribe
+from timechat.engine.sandbox import SandboxScribe
 from timechat.errors import ModelError
 from timechat.model.load import Source, digest_folder, load_tokenizer, resolve
-from timechat.model.render import Renderer
+from timechat.model.starter import cache_folder
+
+EngineName = Literal["auto", "openvino", "torch"]
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A model that was found: the name it is served under, its files, its version."""
+    """A model that was found: the name it is served under, its files, its version, and what is to
+    answer for it."""
 
     name: str
     source: Source
     digest: str
+    engine: EngineName = "auto"
+    bits: Bits = 8
 
     @property
     def run(self) -> Path | None:
@@ -31,7 +41,12 @@ class Opened:
         return folder.resolve() if (folder / "recipe.yaml").is_file() else None
 
 
-def find_models(names: Sequence[str], say: Callable[[str], None]) -> list[Opened]:
+def find_models(
+    names: Sequence[str],
+    say: Callable[[str], None],
+    engine: EngineName = "auto",
+    bits: Bits = 8,
+) -> list[Opened]:
     """The files behind each MODEL. Raises ModelError for one that is missing or named twice."""
     found: list[Opened] = []
     for name in names:
@@ -39,7 +54,7 @@ def find_models(names: Sequence[str], say: Callable[[str], None]) -> list[Opened
         label = served_name(name)
         if any(one.name == label for one in found):
             raise ModelError(f"two models would be served as {label!r}: serve them apart")
-        found.append(Opened(label, source, _digest(source)))
+        found.append(Opened(label, source, _digest(source), engine, bits))
     return found
 
 
@@ -52,21 +67,45 @@ def served_name(model: str) -> str:
 
 
 def open_model(found: Opened) -> Responder:
-    """A responder around an engine in a process of its own; `start` loads the weights."""
-    source = found.source
+    """A responder around an engine in a process of its own; `start` loads the weights.
+
+    `auto` is OpenVINO where it is installed and knows the model's shape, else torch, with the
+    reason in the capabilities. Raises ModelError where a named engine cannot serve the model.
+    """
+    source, engine = found.source, found.engine
+    reason = why_not_openvino(source) if engine != "torch" else "asked for"
+    if engine == "openvino" and reason:
+        raise ModelError(f"{found.name} cannot be served by openvino: {reason}")
     spec = {
-        "kind": "torch",
+        "kind": "torch" if reason else "openvino",
         "name": found.name,
         "folder": str(source.folder),
         "adapter": str(source.adapter) if source.adapter is not None else None,
+        "digest": found.digest,
+        "bits": found.bits,
+        "cache": str(cache_folder()),
+        "note": f"not on openvino: {reason}" if reason and engine == "auto" else "",
     }
-    tokenizer = load_tokenizer(source.adapter or source.folder)
+    folder = source.adapter or source.folder
+    tokenizer = load_tokenizer(folder)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{found.name} has no tokenizer.json; its words cannot be streamed")
-    scribe = ThreadScribe(Renderer(tokenizer))
+    scribe = SandboxScribe(folder)
     return LocalResponder(ProcessEngine(spec), scribe, tokenizer.backend_tokenizer)
+
+
+def why_not_openvino(source: Source) -> str:
+    """The reason to use torch for this model; empty where OpenVINO serves."""
+    for package in ("openvino_genai", "openvino_tokenizers"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+    if torch.cuda.is_available():
+        return "this machine has a GPU"
+    return refusal(AutoConfig.from_pretrained(source.folder, local_files_only=True))
 
 
 def _digest(source: Source) -> str:
     base = digest_folder(source.folder)
-    return digest_folder(source.adapter) if source.adapter is not None else base
+    if source.adapter is None:
+        return base
+    return hashlib.sha256(f"{base}{digest_folder(source.adapter)}".encode()).hexdigest()

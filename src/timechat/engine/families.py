@@ -1,0 +1,22 @@
+"""Which models `graph.py` can build, told without loading OpenVINO."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Bits = Literal[4, 8]
+FAMILIES = ("llama", "mistral", "qwen2")
+
+
+def refusal(config: Any) -> str:
+    """Why this model has no graph here; empty where it has."""
+    if config.model_type not in FAMILIES:
+        return f"models of the family {config.model_type!r} are not built for OpenVINO here"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default":
+        return f"rotary positions of the type {rope['rope_type']!r} are not built for OpenVINO here"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "a sliding attention window is not built for OpenVINO here"
+    if config.hidden_act != "silu":
+        return f"the activation {config.hidden_act!r} is not built for OpenVINO here"
+    return ""

@@ -1,0 +1,147 @@
+"""Rendering and tokenising in a child process: a hostile template costs a restart, nothing else.
+
+Templates come with models, and a loop in one can run for ever: a thread could not be stopped. The
+child has a limit on memory, each conversation one on time and size; the event loop never waits for
+a tokenizer. Lines of JSON go both ways, one conversation at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import resource
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timechat.engine.process import spawn
+from timechat.engine.scribe import MessageError, encode, render
+from timechat.errors import ModelError, UserError
+
+# A prompt of 100,000 tokens takes about 0.2 s; what takes longer than this is not rendering.
+RENDER_S = 5.0
+START_S = 180.0
+# Beyond what the libraries hold themselves (about 1 GiB of address space without weights).
+MEMORY_BYTES = 8 << 30
+MAX_TOKENS = 1 << 20
+
+
+class SandboxScribe:
+    """A scribe in a child process, started again when a conversation made it hang or die."""
+
+    def __init__(self, folder: Path, render_s: float = RENDER_S) -> None:
+        self.folder = folder
+        self.stop_ids: frozenset[int] = frozenset()
+        self.render_s = render_s
+        self._turn = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def start(self) -> None:
+        await self._open()
+
+    async def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> list[int]:
+        return await self._ask({"messages": list(messages), "tools": list(tools)})
+
+    async def encode(self, text: str) -> list[int]:
+        return await self._ask({"text": text})
+
+    async def _ask(self, row: dict[str, Any]) -> list[int]:
+        async with self._turn:
+            if self._writer is None:
+                await self._open()
+            assert self._writer is not None
+            assert self._reader is not None
+            answered = False
+            try:
+                self._writer.write(json.dumps(row).encode() + b"\n")
+                async with asyncio.timeout(self.render_s):
+                    line = await self._reader.readline()
+                answered = bool(line)
+            except TimeoutError:
+                raise MessageError(
+                    "messages", f"the chat template took longer than {self.render_s:g} s"
+                ) from None
+            finally:
+                if not answered:  # hung, dead, or the caller left midway: its state is unknown
+                    await self.stop()
+        if not answered:
+            raise MessageError("messages", "the chat template ran out of memory")
+        found = json.loads(line)
+        if "ids" in found:
+            return list(found["ids"])
+        if "param" in found:
+            raise MessageError(found["param"], found["error"])
+        raise UserError(found["error"])
+
+    async def _open(self) -> None:
+        self._process, self._reader, self._writer = await spawn("timechat.engine.sandbox")
+        self._writer.write(json.dumps({"folder": str(self.folder)}).encode() + b"\n")
+        try:
+            async with asyncio.timeout(START_S):
+                line = await self._reader.readline()
+        except TimeoutError:
+            line = b'{"error": "its chat template does not come to an end"}'
+        row: dict[str, Any] = json.loads(line) if line else {"error": "its process died"}
+        if "error" in row:
+            await self.stop()
+            raise ModelError(f"{self.folder} cannot render conversations: {row['error']}")
+        self.stop_ids = frozenset(row["stop"])
+
+    async def stop(self) -> None:
+        process, writer = self._process, self._writer
+        self._process = self._writer = None
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def serve(end: socket.socket) -> None:
+    """Answer one line after the other until the parent leaves."""
+    from timechat.model.load import load_tokenizer
+    from timechat.model.render import Renderer
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    lines = end.makefile("rwb")
+    renderer: Renderer | None = None
+    for line in lines:
+        row = json.loads(line)
+        try:
+            if renderer is None:
+                renderer = Renderer(load_tokenizer(Path(row["folder"])))
+                out: dict[str, Any] = {"stop": sorted(renderer.stop_ids)}
+            else:
+                out = {"ids": _answer(renderer, row)}
+        except MessageError as error:
+            out = {"error": str(error), "param": error.param}
+        except Exception as error:  # whatever a template raises is the caller's news
+            out = {"error": f"the conversation cannot be rendered: {error}"[:500]}
+        lines.write(json.dumps(out).encode() + b"\n")
+        lines.flush()
+
+
+def _answer(renderer: Any, row: dict[str, Any]) -> list[int]:
+    ids = (
+        encode(renderer, row["text"])
+        if "text" in row
+        else render(renderer, row["messages"], row["tools"])
+    )
+    if len(ids) > MAX_TOKENS:
+        raise MessageError("messages", f"{len(ids)} tokens are more than can be read")
+    return ids
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        serve(socket.socket(fileno=int(sys.argv[1])))
