@@ -14,7 +14,7 @@ from timechat.errors import UserError
 from timechat.model.render import Renderer
 
 BOMB = (
-    "{% if messages[-1]['content'] | length > 20 %}"
+    "{% if messages | length > 2 %}"
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
 )
 ESCAPE = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
@@ -32,7 +32,7 @@ def test_a_loop_without_end_is_stopped_and_the_next_conversation_answered(tmp_pa
             expected = await scribe.prompt(hello, [])
             scribe.render_s = 1.0
             with pytest.raises(MessageError, match="longer than 1 s"):
-                await scribe.prompt([{"role": "user", "content": "x" * 50}], [])
+                await scribe.prompt(hello * 3, [])
             scribe.render_s = 60.0
             assert await scribe.prompt(hello, []) == expected
         finally:
