@@ -418,7 +418,7 @@ def serve(
 
     settings = Settings(host, port, hosts, origins)
     settings.check(len(api_keys))
-    found = find_models(models, say, engine, int(bits))
+    found = find_models(models, say, engine, 4 if bits == "4" else 8)
     kept = open_ledger(ledger or default_ledger())
     run(found, settings, Keys(api_keys), say, ledger=kept)
 

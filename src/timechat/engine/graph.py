@@ -11,7 +11,7 @@ Axes: B batch, S new tokens, T cached and new, H heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import openvino as ov
@@ -65,7 +65,7 @@ class _Builder:
         result = op.result(logits)
         result.get_output_tensor(0).set_names({"logits"})
         inputs = [self.ids, self.mask, self.positions, self.beams]
-        return ov.Model([result], self.sinks, inputs, "timechat")
+        return cast(Any, ov.Model)([result], self.sinks, inputs, "timechat")
 
     def _layer(self, x: Any, layer: int) -> Node:
         at = f"model.layers.{layer}."

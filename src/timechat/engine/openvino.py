@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import openvino as ov
@@ -48,7 +48,7 @@ def compiled(source: Source, digest: str, bits: Bits, cache: Path) -> Path:
     model = build_graph(config, weights, bits)
     heads = int(config.num_key_value_heads)
     size = int(getattr(config, "head_dim", 0) or config.hidden_size // config.num_attention_heads)
-    words, back = convert_tokenizer(loaded.tokenizer, with_detokenizer=True)
+    words, back = cast(Any, convert_tokenizer)(loaded.tokenizer, with_detokenizer=True)
     with build_folder(folder) as beside:
         ov.save_model(model, beside / "openvino_model.xml", compress_to_fp16=False)
         ov.save_model(words, beside / "openvino_tokenizer.xml")
