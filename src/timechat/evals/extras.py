@@ -1,4 +1,4 @@
-"""What stands in a report beside the measures: arms, labels, strengths, the judge, marked changes.
+"""What stands in a report beside the measures: arms, labels, the judge, marked changes.
 
 Everything is given as the plain values of `Report.details`; every string is escaped here before it
 becomes HTML. The frame of the page is `page`'s.
@@ -58,20 +58,6 @@ def draw_labels(details: Mapping[str, Any]) -> str:
         out += "<p class=detail>What the new model mixes up most:</p>"
         out += _table(("right", "given", "times"), shown)
     return out
-
-
-def draw_strengths(details: Mapping[str, Any]) -> str:
-    """The slider: task and retention at each strength, as validation saw them."""
-    rows = [
-        (
-            f"{row['strength']:g}" + (" (chosen)" if row.get("chosen") else ""),
-            f"{row['accuracy']:.1%}",
-            f"{row['drift']:+.3f}",
-        )
-        for row in details.get("strengths", [])
-    ]
-    head = ("strength", "validation accuracy a token", "general answers, nats a token lost")
-    return _table(head, rows) if rows else ""
 
 
 def draw_judge(details: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from timechat.conversation import Message
-from timechat.evals.chance import Floats, cluster_means
+from timechat.evals.chance import Floats
 from timechat.evals.compare import compare
 from timechat.records import Measure, Score
 
@@ -215,9 +215,3 @@ def _name_faults(
 def _rate(judged: Sequence[Judged]) -> float:
     shares = [j.share for j in judged if j.share is not None]
     return sum(shares) / len(shares) if shares else 0.5
-
-
-def win_rate(shares: Floats, cluster: np.ndarray) -> tuple[float, float]:
-    """The mean share and its standard error over cluster means."""
-    means = cluster_means(shares, cluster)
-    return float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means)))

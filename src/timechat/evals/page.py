@@ -16,7 +16,6 @@ from timechat.evals.extras import (
     draw_arms,
     draw_judge,
     draw_labels,
-    draw_strengths,
     mark_changes,
 )
 from timechat.evals.figures import (
@@ -83,7 +82,6 @@ def build_page(report: Report, curves: Curves) -> str:
         _section("Change per group", _build_groups(report)),
         _section("Without training, and beside it", draw_arms(report.details)),
         _section("Labels", draw_labels(report.details)),
-        _section("Strength of the adapter", draw_strengths(report.details)),
         _section("A judge's view", draw_judge(report.details)),
         _section("Gained most", _build_samples(report.best)),
         _section("Lost most", _build_samples(report.worst)),
@@ -214,18 +212,20 @@ def _build_curves(curves: Curves) -> str:
     ]
     accuracy = [
         Line("validation accuracy", series.get("accuracy", []), "third", dots=True),
-        Line("general questions", series.get("general", []), "second", dots=True),
     ]
-    drift = [Line("divergence from the base", series.get("divergence", []), "second", dots=True)]
+    drift = [
+        Line("divergence from the base", series.get("divergence", []), "second", dots=True),
+        Line("loss on general answers", series.get("general", []), "third", dots=True),
+    ]
     charts = (
         (draw_chart(losses, label="Loss by step"), "Nats per answer token; lower is better."),
         (
             draw_chart(accuracy, label="Validation accuracy by step", percent=True),
-            "Tokens of validation answers that were right, and general questions watched beside.",
+            "Share of validation answers' tokens that were right.",
         ),
         (
             draw_chart(drift, label="Divergence from the base by step"),
-            "Nats a token on the run's own questions: how far from the base it has moved.",
+            "Nats a token: distance from the base on the run's rows; cost of general answers.",
         ),
     )
     drawn = "".join(

@@ -36,8 +36,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 def write_report(report: Report, folder: Path, curves: Curves) -> None:
     """Write the three files, the machine-readable one last, so that it vouches for the others.
 
-    `curves` maps "train" and "validation" to (step, loss), "accuracy" and "general" to (step,
-    share), "divergence" to (step, nats); each may be missing or empty.
+    `curves` maps "train" and "validation" to (step, loss), "general" and "divergence" to
+    (step, nats), "accuracy" to (step, share); each may be missing or empty.
     """
     if unknown := sorted(set(curves) - set(CURVES)):
         raise ValueError(f"unknown curve {unknown[0]!r}; known: {', '.join(CURVES)}")

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from timechat.data.pack import Example, pack
 from timechat.evals.suite import Choice
-from timechat.model.head import Head, head_of, hidden_states, log_probs
+from timechat.model.adapt import disabled
+from timechat.model.head import Head, divergence, head_of, hidden_states, log_probs
 
 # Tokens of one forward pass: enough to keep the matrix units busy, little enough to stay small.
 TOKENS_PER_PASS = 2048
@@ -83,6 +84,21 @@ def mean_nats(rows: Sequence[Likelihood]) -> float:
 def accuracy(rows: Sequence[Likelihood]) -> float:
     """The share of target tokens that the model would have said itself."""
     return sum(row.hits for row in rows) / sum(row.num_tokens for row in rows)
+
+
+@torch.inference_mode()
+def mean_divergence(model: PreTrainedModel, examples: Sequence[Example]) -> float:
+    """KL(base ‖ adapted) in nats a token on the examples' targets; the adapters are the difference.
+
+    What RL's Razor (arXiv:2509.04259) found to foretell forgetting, on the run's own prompts.
+    """
+    batch = pack(examples)
+    place = (batch.ids, batch.layout, batch.target_index)
+    with disabled(model):
+        base = hidden_states(model, *place)
+    hidden = hidden_states(model, *place)
+    weights = torch.ones(len(hidden), device=hidden.device)
+    return float(divergence(hidden, head_of(model), base, weights)) / len(hidden)
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from timechat.evals.compare import (
     correct,
     overall_verdict,
 )
+from timechat.evals.overfit import Look, name_overfit
 from timechat.evals.power import foresee
 from timechat.evals.report import headline, write_report
 from timechat.evals.run import Choosing, Likelihood
@@ -84,6 +85,7 @@ def build_report(
     findings = (
         *find_leaks(task.questions, extra.trained),
         *extra.findings,
+        *find_overfit(out),
         *find_losses(texts),
         *find_regressions(groups),
     )
@@ -153,11 +155,34 @@ def curves(out: Path) -> dict[str, list[tuple[int, float]]]:
     if not (out / "metrics.jsonl").is_file():
         return {}
     rows = list(read_lines(out / "metrics.jsonl"))
-    names = {"train": "loss", "validation": "validation_loss", "accuracy": "validation_accuracy"}
+    names = {
+        "train": "loss",
+        "validation": "validation_loss",
+        "accuracy": "validation_accuracy",
+        "general": "general_nats",
+        "divergence": "divergence",
+    }
     return {
         curve: [(row["step"], row[key]) for row in rows if key in row]
         for curve, key in names.items()
     }
+
+
+def find_overfit(out: Path) -> list[str]:
+    """A sentence where the validations of the run in `out` show overfitting."""
+    if not (out / "metrics.jsonl").is_file():
+        return []
+    looks: list[Look] = []
+    train: float | None = None
+    for row in read_lines(out / "metrics.jsonl"):
+        train = row.get("loss", train)
+        error = row.get("validation_loss_error")
+        if error is not None:
+            loss, right = row["validation_loss"], row["validation_accuracy"]
+            spread = row["validation_accuracy_error"]
+            looks.append(Look(row["step"], loss, error, right, spread, train))
+    found = name_overfit(looks)
+    return [found.text] if found is not None and found.found != "none" else []
 
 
 def _drift(

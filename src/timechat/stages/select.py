@@ -21,16 +21,20 @@ DRIFT = 0.15
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A checkpoint's validation: loss in nats per token, greedy accuracy per token, its standard
-    error."""
+    error, and the loss on a few general answers."""
 
     step: int
     loss: float
     accuracy: float
     error: float
+    general: float = 0.0
 
 
 def choose_checkpoint(candidates: Sequence[Candidate]) -> Candidate:
-    """The latest checkpoint within one standard error of the best accuracy.
+    """The latest checkpoint within one standard error of the best accuracy that forgot little.
+
+    Among checkpoints that answer alike, one whose general answers cost `DRIFT` nats a token more
+    than another's is beyond the frontier of task and retention, and is not taken.
 
     Accuracy, because a model that learns facts grows so sure of itself that its validation loss
     rises while its answers still get better; the latest, because its learning rate has come down.
@@ -38,7 +42,8 @@ def choose_checkpoint(candidates: Sequence[Candidate]) -> Candidate:
     """
     best = max(candidates, key=lambda c: (c.accuracy, c.step))
     good = [c for c in candidates if c.accuracy >= best.accuracy - best.error]
-    return max(good, key=lambda c: c.step)
+    least = min(c.general for c in good)
+    return max((c for c in good if c.general <= least + DRIFT), key=lambda c: c.step)
 
 
 def choose_strength(

@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 from timechat.engine.torch import TorchEngine
-from timechat.evals.run import accuracy, likelihoods, mean_nats
+from timechat.evals.run import Likelihood, accuracy, likelihoods, mean_divergence, mean_nats
+from timechat.evals.suite import answer_examples
+from timechat.model.adapt import adapters
 from timechat.model.load import Loaded
 from timechat.stages.room import Room
 from timechat.stages.select import Candidate
@@ -15,6 +17,8 @@ from timechat.training.loop import Trainer
 
 # Held-out questions that are answered at every validation, so that one watches the model learn.
 WATCHED = 3
+# How many general answers and rows of the run are looked at beside, so that looking stays cheap.
+LOOKED_AT = 8
 
 
 def validate(room: Room, trainer: Trainer, served: Loaded) -> Candidate:
@@ -55,9 +59,33 @@ def _ask(
         "validation_loss": round(loss, 6),
         "validation_accuracy": round(right, 6),
     }
+    if len(found) > 1:
+        line["validation_loss_error"] = round(_loss_error(found), 6)
+    kept = _look_at_retention(room)
+    line |= kept
     tokens = sum(row.num_tokens for row in found)
     error = math.sqrt(max(right * (1 - right), 1e-9) / tokens)
-    return line, samples, Candidate(step, loss, right, error)
+    line["validation_accuracy_error"] = round(error, 6)
+    return line, samples, Candidate(step, loss, right, error, kept["general_nats"])
+
+
+def _look_at_retention(room: Room) -> dict[str, float]:
+    """What the model was, on a few texts: loss on general answers, divergence from the base."""
+    model = room.loaded.model
+    general = answer_examples(room.loaded.renderer, "choose")[:LOOKED_AT]
+    out = {"general_nats": round(mean_nats(likelihoods(model, general)), 6)}
+    rows = [row for row in room.validation[:LOOKED_AT] if row.num_targets]
+    # Without adapters the base is gone, and there is nothing to measure against.
+    if rows and adapters(model):
+        out["divergence"] = round(mean_divergence(model, rows), 6)
+    return out
+
+
+def _loss_error(found: list[Likelihood]) -> float:
+    """The standard error of the loss over rows."""
+    values = [row.nats_per_token for row in found]
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
 
 
 def has_collapsed(candidates: list[Candidate], patience: int) -> bool:
