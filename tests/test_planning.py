@@ -57,6 +57,11 @@ def test_words_are_left_out_of_short_questions_only() -> None:
     assert plan(word_dropout=0.5)["word_dropout"] == 0.5
 
 
+def test_no_words_are_left_out_of_questions_that_are_seen_once() -> None:
+    assert plan(rows=replace(ROWS, num_train=10_000))["word_dropout"] == 0
+    assert plan(epochs=2)["word_dropout"] > 0
+
+
 def test_a_wider_model_learns_at_a_smaller_rate() -> None:
     llama = make_plan(parse_recipe({}), ROWS, replace(SHAPE, hidden=4096), MACHINE)
     assert plan()["learning_rate"] == 2e-3

@@ -60,6 +60,8 @@ class Shape:
     # The lowest layer with a weight that learns: nothing below it is gone back through.
     lowest: int = 0
     activation: str = ""
+    # How rows are read, and what that means: known once the model itself has been tried.
+    reading: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ def make_plan(recipe: Recipe, rows: Rows, shape: Shape, machine: Machine) -> Pla
     )
     numbers["rows"] = Derived(rows.num_train, "training rows")
     numbers["row_tokens"] = Derived(rows.tokens, "real tokens of the training rows")
+    if shape.reading is not None:
+        numbers["reading"] = Derived(*shape.reading)
     _learning(numbers, recipe, rows, shape)
     _lengths(numbers, recipe, rows, shape)
     _bytes(numbers, recipe, rows, shape, machine)
@@ -128,11 +132,13 @@ def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Sh
         f"{base:g} up to hidden size {BASE_HIDDEN} (LAB.md), beyond it as 1 / hidden size",
     )
     short = rows.question_words <= SHORT_QUESTION
+    again = numbers["epochs"].value >= 2
     numbers["word_dropout"] = _given(
         train.word_dropout,
-        0.2 if short else 0.0,
-        f"0.2 where a user turn has at most {SHORT_QUESTION} words on average (here "
-        f"{rows.question_words:.0f}), else 0: answers should not hang on one word (LAB.md)",
+        0.2 if short and again else 0.0,
+        f"0.2 where a row is seen twice or more and a user turn has at most {SHORT_QUESTION} words "
+        f"on average (here {rows.question_words:.0f}), else 0: answers should not hang on one word "
+        "(LAB.md)",
     )
     _adapt(numbers, recipe, shape)
     validations = min(8, max(1, numbers["steps"].value // 10))

@@ -164,3 +164,28 @@ def test_an_epoch_sees_every_row_once() -> None:
     assert sorted(stream[:10]) == sorted(stream[10:20]) == list(range(10))
     assert stream[:10] != stream[10:20]
     assert steps == order(10, 4, 5, 0) != order(10, 4, 5, 1)
+
+
+def test_an_opening_of_300_tokens_is_computed_once_with_equal_gradients() -> None:
+    torch.manual_seed(0)
+    opening = tuple(torch.randint(3, 260, (300,)).tolist())
+    rows = [
+        Example(
+            (*opening, *torch.randint(3, 260, (100 - i,)).tolist()),
+            (0.0,) * 380 + (1.0,) * (20 - i),
+            str(i),
+        )
+        for i in range(4)
+    ]
+    model = build_model()
+    attach(model, 4, 8.0, "all")
+    for layer in adapters(model).values():
+        torch.nn.init.normal_(layer.lora_b, std=0.1)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    assert pack(rows).ids.shape[1] == 300 + sum(len(row.ids) - 300 for row in rows)
+    losses = [packed_nats(model, rows, True), packed_nats(model, rows, False), alone(model, rows)]
+    grads = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) for loss in losses
+    ]
+    for other in grads[1:]:
+        assert float((grads[0] - other).norm() / other.norm()) < 1e-5

@@ -25,9 +25,9 @@ from timechat.stages.watch import Watcher
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SHOWN = (
-    "parameters", "trained_parameters", "rows", "row_tokens", "epochs", "steps", "batch_rows",
-    "micro_rows", "recompute", "learning_rate", "word_dropout", "alpha", "activation", "max_length",
-    "memory_bytes", "train_seconds",
+    "parameters", "trained_parameters", "reading", "rows", "row_tokens", "epochs", "steps",
+    "batch_rows", "micro_rows", "recompute", "learning_rate", "word_dropout", "alpha",
+    "activation", "max_length", "memory_bytes", "train_seconds",
 )  # fmt: skip
 
 

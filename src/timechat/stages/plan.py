@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
 from timechat.conversation import Conversation
 from timechat.data.pack import Example, shared_prefix
@@ -14,6 +15,7 @@ from timechat.model import machine
 from timechat.model.choose import find_activation
 from timechat.model.load import Loaded
 from timechat.model.method import count_learning
+from timechat.model.paths import path_of
 from timechat.planning import Machine, Rows, Shape, make_plan
 from timechat.recipe import Recipe
 from timechat.records import Plan
@@ -29,7 +31,9 @@ def plan_run(
 ) -> Plan:
     """The plan for training `loaded` on `rows`, encoded as `train`, on this machine."""
     found = measure_rows(loaded, rows, train, *held_out)
-    return make_plan(recipe, found, measure_shape(loaded, recipe), measure_machine(loaded, out))
+    return make_plan(
+        recipe, found, measure_shape(loaded.model, recipe), measure_machine(loaded.model.dtype, out)
+    )
 
 
 def measure_rows(
@@ -58,8 +62,8 @@ def measure_rows(
     )
 
 
-def measure_shape(loaded: Loaded, recipe: Recipe) -> Shape:
-    model = loaded.model
+def measure_shape(model: PreTrainedModel, recipe: Recipe) -> Shape:
+    """The numbers of `model`; one without weights will do, but for the way it reads rows."""
     config = model.config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
     trained, lowest = count_learning(model, recipe.adapt)
@@ -68,6 +72,7 @@ def measure_shape(loaded: Loaded, recipe: Recipe) -> Shape:
     head = 0 if config.tie_word_embeddings else embedding
     trunk = parameters - embedding - head
     intermediate = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
+    path = None if model.device.type == "meta" else path_of(model)
     return Shape(
         parameters=parameters,
         trained=trained,
@@ -80,13 +85,14 @@ def measure_shape(loaded: Loaded, recipe: Recipe) -> Shape:
         window=int(getattr(config, "max_position_embeddings", 0) or 2048),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         activation=find_activation(model) or "",
+        reading=None if path is None else (path.name.lower(), path.value),
     )
 
 
-def measure_machine(loaded: Loaded, out: Path) -> Machine:
+def measure_machine(dtype: torch.dtype, out: Path) -> Machine:
     return Machine(
         name=machine.machine_name(),
         memory_bytes=machine.free_memory() + machine.peak_memory(),
         disk_bytes=machine.free_disk(out.absolute()),
-        matrix_flops=machine.matrix_rate(loaded.model.dtype),
+        matrix_flops=machine.matrix_rate(dtype),
     )

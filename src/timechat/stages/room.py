@@ -59,7 +59,7 @@ def enter(
     allow: Sequence[str] = (),
 ) -> Room:
     """Everything that is needed before the first step: rows, model, questions, plan."""
-    prepared = _prepared(recipe, out, watcher)
+    prepared = prepared_rows(recipe, out, watcher)
     watcher.say(f"loading {recipe.base}")
     loaded = load(resolve(find_base(recipe, out), watcher.say))
     record = settle(recipe, out, environment(loaded), prepared.card.digest, allow, watcher)
@@ -104,7 +104,8 @@ def _kept_plan(out: Path) -> Plan | None:
     return Plan(True, numbers, kept["machine"]) if kept["fits"] else None
 
 
-def _prepared(recipe: Recipe, out: Path, watcher: Watcher) -> Prepared:
+def prepared_rows(recipe: Recipe, out: Path, watcher: Watcher) -> Prepared:
+    """The recipe's rows: prepared before, found in the run, or prepared now."""
     if recipe.data.prepared:
         found = load_prepared(Path(recipe.data.prepared))
         write_json(

@@ -33,8 +33,9 @@ from timechat.stages.checks import (
 from timechat.stages.compare import build_report
 from timechat.stages.keep import point
 from timechat.stages.learn import Learner
+from timechat.stages.outline import is_elsewhere, outline
 from timechat.stages.record import claim, make_room
-from timechat.stages.room import Room, enter
+from timechat.stages.room import Room, enter, prepared_rows
 from timechat.stages.select import Candidate, choose_checkpoint, choose_strength
 from timechat.stages.stop import Stop
 from timechat.stages.watch import Watcher
@@ -122,9 +123,15 @@ def resume(
 
 
 def preview(recipe: Recipe, watcher: Watcher | None = None) -> Plan:
-    """The plan of a run, without leaving anything behind."""
+    """The plan of a run, without leaving anything behind, or downloading a model's weights."""
+    watcher = watcher or Watcher()
     with tempfile.TemporaryDirectory() as scratch:
-        return enter(recipe, Path(scratch) / "run", watcher or Watcher()).plan
+        out = Path(scratch) / "run"
+        if not is_elsewhere(recipe.base):
+            return enter(recipe, out, watcher).plan
+        plan = outline(recipe, prepared_rows(recipe, out, watcher), out)
+    watcher.planned(plan)
+    return plan
 
 
 def _before(room: Room) -> snapshot.Snapshot:
