@@ -82,6 +82,7 @@ def demo(out: Path, strict: bool, as_json: bool) -> None:
 @click.option("--validation", multiple=True, metavar="FILE", help="Rows you held out yourself.")
 @click.option("--test", multiple=True, metavar="FILE", help="Likewise.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of `data`.")
+@click.option("--base", default="starter", help="Whose tokens clean.max_tokens counts [starter].")
 @click.option("--look", is_flag=True, help="Only show what was recognised, with three rows.")
 @click.option("--system", default="", help="System prompt of every row that brings none.")
 @click.option("--seed", default=0, show_default=True, help="Of the split.")
@@ -94,6 +95,7 @@ def prepare(
     validation: tuple[str, ...],
     test: tuple[str, ...],
     settings: tuple[str, ...],
+    base: str,
     look: bool,
     system: str,
     seed: int,
@@ -132,7 +134,12 @@ def prepare(
         return
     if out is None:
         raise click.UsageError("name the folder to leave the rows in with --out, or give --look")
-    prepared = run(data, out, Display().say)
+    count = None
+    if data.clean.max_tokens is not None:
+        from timechat.stages.lengths import token_counter
+
+        count = token_counter(base)
+    prepared = run(data, out, Display().say, count)
     card = prepared.card
     splits = ", ".join(f"{count} {name}" for name, count in card.splits.items())
     console.print(f"{card.rows_in} rows in = {splits}, {card.rows_dropped} dropped", markup=False)

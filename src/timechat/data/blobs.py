@@ -111,7 +111,7 @@ def list_members(blob: Blob) -> list[str]:
 def _unfit(info: zipfile.ZipInfo) -> str:
     """Why a member is refused, or nothing."""
     path = PurePosixPath(info.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[:1]:
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
         return "a path that leads out of the archive"
     if stat.S_ISLNK(info.external_attr >> 16):
         return "a link"

@@ -19,6 +19,7 @@ from timechat.recipe import Recipe
 from timechat.records import Derived, Plan, Touched
 from timechat.stages.compare import say_power
 from timechat.stages.environment import environment
+from timechat.stages.lengths import token_counter
 from timechat.stages.plan import plan_run
 from timechat.stages.prepare import Prepared, load_prepared, prepare
 from timechat.stages.record import Record, find_base, note, settle
@@ -118,7 +119,8 @@ def prepared_rows(recipe: Recipe, out: Path, watcher: Watcher) -> Prepared:
         raise DataError(
             "the recipe names no data: give data.train a file, or data.prepared a folder"
         )
-    return prepare(recipe.data, out / "data", watcher.say)
+    count = None if recipe.data.clean.max_tokens is None else token_counter(recipe.base)
+    return prepare(recipe.data, out / "data", watcher.say, count)
 
 
 def _fitting(
