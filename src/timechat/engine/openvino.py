@@ -23,7 +23,7 @@ from timechat.model.machine import free_memory
 from timechat.store import build_folder, read_json, write_json
 
 # Raised when `graph.py` changes what it writes, so that older folders are built anew.
-FORMAT = 1
+FORMAT = 2
 # Tokens of one cache block on a CPU.
 BLOCK = 32
 # A long prompt is read in parts of this size, so that running answers do not stall.

@@ -65,6 +65,9 @@ class Metrics:
         self.waiting = Gauge(
             "timechat_requests_waiting", "Requests in the queue.", model, registry=self.registry
         )
+        self.computing = Gauge(
+            "timechat_engine_running", "Requests that hold compute.", model, registry=self.registry
+        )
         self.kv = Gauge(
             "timechat_kv_tokens_held", "Tokens admitted.", model, registry=self.registry
         )
@@ -102,6 +105,7 @@ class Metrics:
                 admission = model.responder.admission
                 self.running.labels(model.name).set(admission.running)
                 self.waiting.labels(model.name).set(admission.waiting)
+                self.computing.labels(model.name).set(model.responder.engine.running)
                 self.kv.labels(model.name).set(admission.held)
         return generate_latest(self.registry)
 
