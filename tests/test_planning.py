@@ -66,3 +66,47 @@ def test_a_wider_model_learns_at_a_smaller_rate() -> None:
     llama = make_plan(parse_recipe({}), ROWS, replace(SHAPE, hidden=4096), MACHINE)
     assert plan()["learning_rate"] == 2e-3
     assert 2e-4 < llama["learning_rate"] < 4e-4
+
+
+def lower(
+    adapt: dict[str, object], shape: Shape = SHAPE, machine: Machine = MACHINE, **train: object
+):
+    return make_plan(parse_recipe({"adapt": adapt, "train": train}), ROWS, shape, machine)
+
+
+def test_a_frozen_trunk_is_kept_where_it_fits_and_pays() -> None:
+    adapt: dict[str, object] = {"method": "layers"}
+    shape = replace(SHAPE, lowest=25)
+    found = lower(adapt, shape)
+    assert (found["trunk"], found["word_dropout"]) == ("memory", 0.0)
+    assert found["trunk_bytes"] == round(26_000 / 0.88) * 576 * 2
+    assert lower(adapt, shape, epochs=1)["trunk"] == "no"
+    assert lower(adapt, shape, word_dropout=0.2)["trunk"] == "no"
+    assert lower({**adapt, "activation": "relu"}, shape)["trunk"] == "no"
+    assert lower(adapt)["trunk"] == "no"
+    need = found["memory_bytes"]
+    tight = replace(MACHINE, memory_bytes=need - 1000)
+    assert lower(adapt, shape, tight)["trunk"] == "disk"
+
+
+def test_memory_is_found_in_micro_rows_first_and_then_by_working_out_again() -> None:
+    whole = lower({"method": "lora"})
+    assert (whole["micro_rows"], whole["recompute"]) == (16, False)
+    some = lower(
+        {"method": "lora"}, machine=replace(MACHINE, memory_bytes=whole["memory_bytes"] - 1)
+    )
+    assert some["micro_rows"] < 16
+    assert some.fits
+    least = lower({"method": "lora"}, micro_rows=1)["memory_bytes"]
+    last = lower({"method": "lora"}, machine=replace(MACHINE, memory_bytes=least - 1))
+    assert (last["micro_rows"], last["recompute"]) == (1, True)
+
+
+def test_four_bits_take_less_than_the_weights_and_full_takes_more() -> None:
+    wide = replace(
+        SHAPE, parameters=6_738_415_616, trunk=6_476_271_616, weight_bytes=13_476_831_232
+    )
+    sizes = {
+        name: lower({"method": name}, wide)["memory_bytes"] for name in ("qlora", "lora", "full")
+    }
+    assert sizes["qlora"] <= sizes["lora"] < sizes["full"]

@@ -135,10 +135,12 @@ def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Sh
     again = numbers["epochs"].value >= 2
     numbers["word_dropout"] = _given(
         train.word_dropout,
-        0.2 if short and again else 0.0,
-        f"0.2 where a row is seen twice or more and a user turn has at most {SHORT_QUESTION} words "
-        f"on average (here {rows.question_words:.0f}), else 0: answers should not hang on one word "
-        "(LAB.md)",
+        0.2 if short and again and not shape.lowest else 0.0,
+        "0: what the frozen layers put out is kept, so rows must stay as they are"
+        if shape.lowest
+        else f"0.2 where a row is seen twice or more and a user turn has at most {SHORT_QUESTION} "
+        f"words on average (here {rows.question_words:.0f}), else 0: answers should not hang on "
+        "one word (LAB.md)",
     )
     _adapt(numbers, recipe, shape)
     validations = min(8, max(1, numbers["steps"].value // 10))
@@ -213,8 +215,10 @@ def _bytes(
     numbers["recompute"] = _given(
         wanted, again, "only where a single row does not fit otherwise: a third more arithmetic"
     )
+    _trunk(numbers, recipe, rows, shape, machine, total(micro, again))
     numbers["memory_bytes"] = Derived(
-        total(micro, again),
+        total(micro, again)
+        + (numbers["trunk_bytes"].value if numbers["trunk"].value == "memory" else 0),
         f"{weights_rule} + {states_rule} + activations of {micro} rows + 0.5 GiB",
     )
     saved = 4 * _has_average(recipe) + 12
@@ -222,6 +226,40 @@ def _bytes(
     numbers["checkpoint_bytes"] = Derived(
         whole + shape.trained * saved + 4_000_000,
         f"{saved} bytes a trained weight{' + the model' if whole else ''}",
+    )
+
+
+def _trunk(
+    numbers: dict[str, Derived],
+    recipe: Recipe,
+    rows: Rows,
+    shape: Shape,
+    machine: Machine,
+    memory: int,
+) -> None:
+    """Whether the frozen layers' output is kept: in memory, on disk, or not at all."""
+    share = min(recipe.train.replay, 0.9)
+    size = round(shape.weight_bytes / shape.parameters)
+    need = round(rows.tokens / (1 - share)) * shape.hidden * size
+    numbers["frozen_layers"] = Derived(shape.lowest, "layers below the lowest that learns")
+    place, rule = "no", ""
+    if not shape.lowest:
+        rule = "no layer below the lowest that learns"
+    elif numbers["epochs"].value <= 1:
+        rule = "each row is seen once"
+    elif numbers["word_dropout"].value:
+        rule = "train.word_dropout changes the rows at each sight"
+    elif recipe.adapt.activation is not None:
+        rule = "the base that the run is held to has another activation in these layers"
+    elif memory + need <= machine.memory_bytes:
+        place, rule = "memory", f"{shape.lowest} frozen layers need not be worked out again"
+    elif need <= machine.disk_bytes // 2:
+        place, rule = "disk", "too large for the memory"
+    else:
+        rule = "too large for memory and disk"
+    numbers["trunk"] = Derived(place, rule)
+    numbers["trunk_bytes"] = Derived(
+        0 if place == "no" else need, "rows' and replay's tokens × hidden size × bytes a number"
     )
 
 
@@ -263,7 +301,11 @@ def _seconds(
     # that do; an adapter's weights are beside the trunk's and go forwards too.
     reach = 1 - shape.lowest / max(1, shape.layers)
     learned = 6 * shape.trained if is_lora else 2 * min(shape.trained, reach * shape.trunk)
-    trunk = (rows.computed_tokens + held) * (2 * shape.trunk * (1 + reach) + learned)
+    # The frozen part of the forward pass is done once where its output is kept.
+    frozen = 2 * shape.trunk * (1 - reach)
+    if numbers["trunk"].value != "no":
+        frozen /= numbers["epochs"].value
+    trunk = (rows.computed_tokens + held) * (4 * shape.trunk * reach + frozen + learned)
     # Logits where there is a target, and the base's beside them on held rows.
     head = (4 * rows.target_tokens + 6 * held) * shape.vocabulary * shape.hidden
     flops = numbers["epochs"].value * (trunk + head)

@@ -26,8 +26,8 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SHOWN = (
     "parameters", "trained_parameters", "reading", "rows", "row_tokens", "epochs", "steps",
-    "batch_rows", "micro_rows", "recompute", "learning_rate", "word_dropout", "alpha",
-    "activation", "max_length", "memory_bytes", "train_seconds",
+    "batch_rows", "micro_rows", "recompute", "trunk", "trunk_bytes", "learning_rate",
+    "word_dropout", "alpha", "activation", "max_length", "memory_bytes", "train_seconds",
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ class Display(Watcher):
         table = Table(title="the plan", title_justify="left", box=None, pad_edge=False)
         for name in ("what", "value", "rule"):
             table.add_column(name, overflow="fold")
-        for name in (name for name in SHOWN if name in plan.numbers):
+        for name in (name for name in SHOWN if name in plan.numbers and _tells(plan, name)):
             number = plan.numbers[name]
             table.add_row(name.replace("_", " "), _nice(name, number.value), number.rule)
         console.print(table)
@@ -127,6 +127,11 @@ def show_report(report: Report, folder: Path, program: str) -> None:
     console.print(f"\nreport: {folder / 'report.html'}", markup=False)
     if (folder / "best").is_dir():
         console.print(f"chat:   {program} chat {folder}", markup=False)
+
+
+def _tells(plan: Plan, name: str) -> bool:
+    """Whether a line about this number tells anything: most runs keep no trunk."""
+    return not (name.startswith("trunk") and plan["trunk"] == "no")
 
 
 def _nice(name: str, value: Any) -> str:

@@ -53,6 +53,8 @@ class Batch:
     num_tokens: int
     row_ids: tuple[str, ...]
     held: tuple[Example, ...] = ()
+    # Every row of the batch in its order, those that are held last.
+    rows: tuple[Example, ...] = ()
 
     @property
     def num_target_tokens(self) -> int:
@@ -106,6 +108,7 @@ def pack(
         num_tokens=sum(len(example.ids) for example in rows),
         row_ids=tuple(example.id for example in rows),
         held=tuple(held),
+        rows=rows,
     )
 
 

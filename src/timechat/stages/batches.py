@@ -15,7 +15,7 @@ def plan_steps(room: Room) -> list[Callable[[], tuple[Batch, ...]]]:
     """What each step trains on, built when its turn comes."""
     plan, seed = room.plan, room.recipe.train.seed
     rows = order(len(room.train), plan["batch_rows"], plan["steps"], seed)
-    replay = _replay_batches(room)
+    replay = replay_batches(room)
 
     def example(row: int, number: int) -> Example:
         if not plan["word_dropout"]:
@@ -41,7 +41,7 @@ def _cut(rows: list[Example], held: list[Example], micro_rows: int) -> tuple[Bat
     )
 
 
-def _replay_batches(room: Room) -> list[list[Example]]:
+def replay_batches(room: Room) -> list[list[Example]]:
     """The shipped general rows cut into batches of the recipe's share of a step."""
     share = room.recipe.train.replay
     if share == 0 or room.recipe.train.replay_weight == 0:

@@ -7,6 +7,7 @@ This is where the floors meet: the loop is `training.loop`'s, the questions `eva
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,14 @@ from timechat.errors import RunError, UserError
 from timechat.model.load import Loaded, load_tokenizer
 from timechat.model.machine import peak_memory
 from timechat.model.method import begin, name_method, name_targets
+from timechat.model.paths import Path as ReadPath
+from timechat.model.paths import path_of
 from timechat.model.recompute import recompute_layers
 from timechat.model.render import Renderer
 from timechat.recipe import Lora, Recipe, load_recipe
 from timechat.records import Check, Plan, Report
 from timechat.stages import snapshot
+from timechat.stages.batches import replay_batches
 from timechat.stages.card import finish_card, model_card
 from timechat.stages.checks import (
     check_export,
@@ -50,6 +54,7 @@ from timechat.store import (
 )
 from timechat.training import checkpoint
 from timechat.training.loop import Settings, Trainer
+from timechat.training.trunk import Trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +177,36 @@ def _learn(room: Room) -> tuple[list[Check], float]:
     )
     trainer = Trainer(loaded.model, settings, change)
     identity = _identity(room)
+    _keep_trunk(room, trainer)
     served = _served(room)
     checks = _checks_at_start(room, trainer, served, identity)
     candidates = Learner(room, trainer, served, identity).run()
     best = choose_checkpoint(candidates)
     _restore_weights(room, trainer, identity, best)
+    trainer.trunk = None
+    shutil.rmtree(room.out / "trunk", ignore_errors=True)
     strength = _strength(room, trainer)
     identity = replace(identity, card=model_card(room, candidates, best.step))
     _point_best(room, served, identity, best, strength)
     return checks, strength
+
+
+def _keep_trunk(room: Room, trainer: Trainer) -> None:
+    """What the frozen layers put out for every row, where the plan keeps it."""
+    place, depth = room.plan["trunk"], room.plan["frozen_layers"]
+    if place == "no" or path_of(trainer.model) is ReadPath.PADDED:
+        return
+    file = None
+    if place == "disk":
+        # A scratch file: it can be made again from the rows at any time.
+        folder = room.out / "trunk"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        file = folder / "outputs"
+    rows = [*room.examples, *(row for batch in replay_batches(room) for row in batch)]
+    trainer.trunk = Trunk(trainer.model, depth, file)
+    tick = room.watcher.track(f"{depth} frozen layers, once for {len(rows)} rows", len(rows))
+    trainer.trunk.fill(rows, tick)
 
 
 def _identity(room: Room) -> checkpoint.Identity:

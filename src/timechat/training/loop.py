@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from timechat.model.head import Head, divergence, head_of, hidden_states, nats
 from timechat.model.method import Change
 from timechat.model.weights import fp32_master
 from timechat.records import StepRecord
+from timechat.training.trunk import Trunk
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -99,6 +100,8 @@ class Trainer:
         if settings.average_steps > 1:
             self.average = [p.detach().clone() for p in self.parameters]
         self._head = head_of(model)
+        # What the frozen layers put out, where the plan keeps it.
+        self.trunk: Trunk | None = None
         self._teachers: dict[tuple[str, ...], Tensor] = {}
 
     def advance(
@@ -221,7 +224,7 @@ class Trainer:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Summed nats of the batch's targets, and the summed divergence of its held rows."""
-        hidden = hidden_states(self.model, batch.ids, batch.layout, batch.target_index)
+        hidden = self._hidden(batch)
         targets, weights = batch.targets.to(hidden.device), batch.weights.to(hidden.device)
         own = slice(batch.num_target_tokens)
         loss = nats(hidden[own], self._head, targets[own], weights[own])
@@ -230,6 +233,11 @@ class Trainer:
         rest = slice(batch.num_target_tokens, None)
         teacher = self._teacher(batch.held)
         return loss, divergence(hidden[rest], self._head, teacher, weights[rest], self._former())
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states (n, D) at the batch's targets, from the kept trunk where there is."""
+        with self.trunk.entered(batch) if self.trunk else nullcontext():
+            return hidden_states(self.model, batch.ids, batch.layout, batch.target_index)
 
     def _former(self) -> Head:
         """The base's head."""
@@ -247,9 +255,7 @@ class Trainer:
         if key not in self._teachers:
             batch = pack(list(rows))
             with torch.no_grad(), self.change.base():
-                self._teachers[key] = hidden_states(
-                    self.model, batch.ids, batch.layout, batch.target_index
-                )
+                self._teachers[key] = self._hidden(batch)
         return self._teachers[key]
 
 
