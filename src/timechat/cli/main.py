@@ -392,8 +392,13 @@ def chat(
 @click.option("--allow-origin", "origins", multiple=True, help="A web page that may call it.")
 @click.option(
     "--ledger",
-    help="Where the pages keep conversations: an SQLite file or a postgresql:// URL"
-    " [default: ledger.db in $TIMECHAT_DATA or the user's data folder].",
+    help="Where conversations and jobs are kept: an SQLite file or a postgresql:// URL"
+    " [default: ledger.db in --state, in $TIMECHAT_DATA or the user's data folder].",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="Let clients fine-tune; their files and runs are kept in this folder.",
 )
 def serve(
     models: tuple[str, ...],
@@ -405,6 +410,7 @@ def serve(
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     ledger: str | None,
+    state: Path | None,
 ) -> None:
     """Serve models to every program that speaks OpenAI's API, and to people as a chat page.
 
@@ -412,22 +418,30 @@ def serve(
     timechat serve runs/demo
     timechat serve starter runs/demo runs/demo@step-40 --port 8001
     timechat serve runs/demo --host 0.0.0.0 --api-key "$KEY"
+    timechat serve starter --state state
     """
     from timechat.cli.display import console
-    from timechat.ledger.database import default_ledger, open_ledger
+    from timechat.ledger.database import LEDGER_FILE, default_ledger, open_ledger
+    from timechat.ledger.keys import valid_keys
     from timechat.serve.keys import Keys
     from timechat.serve.run import run
     from timechat.serve.settings import Settings
+    from timechat.serve.tuning import Tuning
     from timechat.stages.serve import find_models
 
     def say(text: str) -> None:
         console.print(text, markup=False)
 
     settings = Settings(host, port, hosts, origins)
-    settings.check(len(api_keys))
     found = find_models(models, say, engine, 4 if bits == "4" else 8)
-    kept = open_ledger(ledger or default_ledger())
-    run(found, settings, Keys(api_keys), say, ledger=kept)
+    keys = Keys(api_keys)
+    if state is not None:
+        state.mkdir(parents=True, exist_ok=True)
+    kept = open_ledger(ledger or (state / LEDGER_FILE if state else default_ledger()))
+    tuning = Tuning(state, kept, found, say) if state is not None else None
+    keys.adopt(valid_keys(kept) if state is not None else {})
+    settings.check(len(keys))
+    run(found, settings, keys, say, ledger=kept, tuning=tuning)
 
 
 @cli.command()
@@ -571,6 +585,72 @@ def collect(folder: Path, shape: str, out: Path, ledger: str | None, as_json: bo
     console.print(f"{done.written} written of {done.items} items{left}", markup=False)
     console.print(" ".join(done.files), markup=False)
     _emit(done, as_json)
+
+
+@cli.command()
+@click.argument("state", type=click.Path(path_type=Path))
+@click.argument("job", required=False)
+@click.option("--cancel", "verb", flag_value="cancel", help="End the job.")
+@click.option("--pause", "verb", flag_value="pause", help="Let the job wait.")
+@click.option("--resume", "verb", flag_value="resume", help="Let a paused job go on.")
+@LEDGER
+@JSON
+def jobs(state: Path, job: str | None, verb: str | None, ledger: str | None, as_json: bool) -> None:
+    """List the fine-tuning jobs of a server, follow one with its curve, or steer it.
+
+    \b
+    timechat jobs state
+    timechat jobs state ftjob-1234
+    timechat jobs state ftjob-1234 --cancel
+    """
+    from timechat.cli.jobs import find_job, follow, open_jobs, show_jobs
+
+    opened = open_jobs(state, ledger)
+    if job is None:
+        if verb is not None:
+            raise click.UsageError(f"--{verb} needs a job: timechat jobs {state} JOB --{verb}")
+        found = opened.list()
+        show_jobs(found)
+        _emit(found, as_json)
+        return
+    one = find_job(opened, job)
+    one = follow(opened, one) if verb is None else getattr(opened, verb)(one.id)
+    show_jobs([one])
+    _emit(one, as_json)
+
+
+@cli.command()
+@click.argument("state", type=click.Path(path_type=Path))
+@click.option("--create", metavar="PROJECT", help="Make a key; it is shown this once.")
+@click.option("--revoke", metavar="KEY", help="End a key, by itself or its beginning.")
+@LEDGER
+@JSON
+def keys(
+    state: Path, create: str | None, revoke: str | None, ledger: str | None, as_json: bool
+) -> None:
+    """List, make and revoke the API keys of a server, each of a project.
+
+    What belongs to one project is invisible to the others. A running server follows in seconds.
+
+    \b
+    timechat keys state --create support
+    timechat keys state --revoke sk-Ab3xYz
+    """
+    from timechat.cli.jobs import show_keys
+    from timechat.ledger.database import LEDGER_FILE, open_ledger
+    from timechat.ledger.keys import create_key, list_keys, revoke_key
+
+    if ledger is None:
+        state.mkdir(parents=True, exist_ok=True)
+    opened = open_ledger(ledger or state / LEDGER_FILE)
+    if revoke is not None:
+        revoke_key(opened, revoke)
+    if create is not None:
+        click.echo(create_key(opened, create))
+        return
+    found = list_keys(opened)
+    show_keys(found)
+    _emit(found, as_json)
 
 
 @cli.command()

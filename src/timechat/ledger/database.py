@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from timechat.errors import LedgerError
 from timechat.ledger.migrations import upgrade
 
+LEDGER_FILE = "ledger.db"
 WRITES = "timechat_writes"
 BUSY_SECONDS = 60
 # Any number that no other user of the database locks; "timechat" in ASCII, cut to 63 bits.
@@ -61,7 +62,7 @@ def default_ledger() -> Path:
     share = os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")
     folder = Path(os.environ.get("TIMECHAT_DATA") or Path(share) / "timechat")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder / "ledger.db"
+    return folder / LEDGER_FILE
 
 
 def open_ledger(where: str | Path) -> Ledger:

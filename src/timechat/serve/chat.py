@@ -30,7 +30,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     """Answer a conversation."""
     gate = gate_of(request)
     body.check()
-    model = gate.model(body.model)
+    model = await gate.find(body.model)
     asks = asks_of(body, gate)
     head = Head(model)
     headers = {"x-ignored-fields": ", ".join(body.ignored)} if body.ignored else {}

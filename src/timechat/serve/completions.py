@@ -29,7 +29,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     """Continue one or several prompts."""
     gate = gate_of(request)
     body.check()
-    model = gate.model(body.model)
+    model = await gate.find(body.model)
     asks = asks_of(body, gate)
     pieces = gate.answers(model, asks)
     head = {

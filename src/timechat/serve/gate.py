@@ -42,6 +42,12 @@ class Gate:
             raise ApiError(503, "the server is shutting down", code="draining", retry_after_s=5)
         return self.registry.get(name, self.caller.project)
 
+    async def find(self, name: str) -> Served:
+        """The model of that name, loaded first where it waits on the shelf."""
+        if self.registry.shelf is not None and not self.registry.draining:
+            await self.registry.shelf.fetch(name, self.caller.project)
+        return self.model(name)
+
     def check_length(self, tokens: int | None, param: str) -> None:
         """Raises ApiError 400 for an answer longer than this server gives."""
         most = self.settings.limits.answer_tokens

@@ -22,10 +22,12 @@ class Caller:
 
 
 class Keys:
-    """A set of keys. With none in it, everybody is a caller of the default project."""
+    """A set of keys. While none was ever in it, everybody is a caller of the default project."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._given: dict[bytes, str] = {}
         self._projects: dict[bytes, str] = {}
+        self._is_closed = False
         for key in keys:
             self.add(key)
 
@@ -33,14 +35,25 @@ class Keys:
         return len(self._projects)
 
     def add(self, key: str, project: str = DEFAULT_PROJECT) -> None:
-        self._projects[_digest(key)] = project
+        self._given[_digest(key)] = project
+        self._projects = {**self._projects, **self._given}
+        self._is_closed = True
+
+    def adopt(self, projects: Mapping[bytes, str]) -> None:
+        """Take the keys that a ledger keeps, by their SHA-256, in place of those it kept before.
+
+        A server whose last key is revoked stays closed.
+        """
+        self._projects = {**projects, **self._given}
+        self._is_closed = self._is_closed or bool(projects)
 
     def revoke(self, key: str) -> None:
+        self._given.pop(_digest(key), None)
         self._projects.pop(_digest(key), None)
 
     def find(self, key: str | None) -> Caller | None:
         """The caller with that key, or None. Looks at every key, so time tells nothing."""
-        if not self._projects:
+        if not self._is_closed:
             return Caller()
         offered = _digest(key or "")
         found: bytes | None = None
@@ -53,7 +66,7 @@ class Keys:
 
     def holds(self, caller: Caller) -> bool:
         """Whether the caller's key is still valid (it may be revoked while an answer runs)."""
-        if not self._projects:
+        if not self._is_closed:
             return True
         return any(known.hex()[:12] == caller.key for known in self._projects)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,6 +18,9 @@ async def list_models(request: Request) -> dict[str, Any]:
     """Every model that this caller may ask."""
     gate = gate_of(request)
     rows = [model_row(model) for model in gate.registry.seen_by(gate.caller.project)]
+    if gate.registry.shelf is not None:
+        shelved = await asyncio.to_thread(gate.registry.shelf.rows, gate.caller.project)
+        rows = [row for row in rows if not gate.registry.shelf.holds(row["id"])] + shelved
     return {"object": "list", "data": rows}
 
 
@@ -24,6 +28,10 @@ async def list_models(request: Request) -> dict[str, Any]:
 async def retrieve_model(name: str, request: Request) -> dict[str, Any]:
     """One model, with its version's digest and what its engine can do."""
     gate = gate_of(request)
+    if gate.registry.shelf is not None:
+        found = await asyncio.to_thread(gate.registry.shelf.row, name, gate.caller.project)
+        if found is not None:
+            return found
     return model_row(gate.registry.get(name, gate.caller.project))
 
 

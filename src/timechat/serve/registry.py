@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from timechat.engine.responder import Responder
 from timechat.errors import nearest
@@ -29,12 +29,33 @@ class Served:
         return self.project is None or self.project == project
 
 
+class Shelf(Protocol):
+    """Models that are loaded when somebody asks for them, each seen by one project."""
+
+    def holds(self, name: str) -> bool:
+        """Whether the model of that name, now loaded, belongs on the shelf."""
+        ...
+
+    def rows(self, project: str) -> list[dict[str, Any]]:
+        """What `/v1/models` says of them."""
+        ...
+
+    def row(self, name: str, project: str) -> dict[str, Any] | None: ...
+
+    async def fetch(self, name: str, project: str) -> None:
+        """Add the model of that name to the registry, if there is one."""
+        ...
+
+    async def forget(self, name: str, project: str) -> bool: ...
+
+
 class Registry:
     """Names to models. A model is immutable: a new version takes over its name."""
 
     def __init__(self, drain_s: float = 30.0) -> None:
         self.drain_s = drain_s
         self.draining = False
+        self.shelf: Shelf | None = None
         self.loading: set[str] = set()
         self._models: dict[str, Served] = {}
         self._leaving: set[asyncio.Task[None]] = set()

@@ -15,6 +15,7 @@ from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry, Served
 from timechat.serve.settings import Settings
 from timechat.serve.studio.mount import mount_studio
+from timechat.serve.tuning import ROUTERS, Tuning, with_uploads
 from timechat.stages.serve import Opened, open_model
 
 
@@ -53,10 +54,11 @@ def run(
     say: Callable[[str], None],
     routers: Iterable[APIRouter] = (),
     ledger: Ledger | None = None,
+    tuning: Tuning | None = None,
 ) -> None:
-    """Serve until a signal; with a ledger, the studio's pages too. Raises ModelError where a model
-    cannot be loaded."""
-    asyncio.run(_run(list(models), settings, keys, say, routers, ledger))
+    """Serve until a signal; with a ledger, the studio's pages too; with `tuning`, its routes and
+    worker. Raises ModelError where a model cannot be loaded."""
+    asyncio.run(_run(list(models), settings, keys, say, routers, ledger, tuning))
 
 
 async def _run(
@@ -66,11 +68,17 @@ async def _run(
     say: Callable[[str], None],
     routers: Iterable[APIRouter],
     ledger: Ledger | None,
+    tuning: Tuning | None,
 ) -> None:
     registry = Registry(settings.limits.drain_s)
+    if tuning is not None:
+        settings, routers = with_uploads(settings), (*routers, *ROUTERS)
     app = create_app(registry, settings, keys, routers)
     if ledger is not None:
         mount_studio(app, ledger)
+    if tuning is not None:
+        tuning.attach(app, registry)
+        tuning.start(keys)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -93,6 +101,8 @@ async def _run(
             server.should_exit = True
         await serving
     finally:
+        if tuning is not None:
+            await asyncio.to_thread(tuning.stop)
         if not loading.done():
             loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)

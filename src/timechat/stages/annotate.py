@@ -26,7 +26,7 @@ from timechat.ledger.annotation import (
     Task,
     open_queue,
 )
-from timechat.ledger.database import open_ledger
+from timechat.ledger.database import LEDGER_FILE, open_ledger
 from timechat.recipe import Data
 from timechat.stages.chat import open_responder
 from timechat.stages.exchange.read import read_items
@@ -34,7 +34,6 @@ from timechat.stages.prepare import SPLITS, load_prepared
 from timechat.stages.watch import Watcher
 from timechat.store import read_lines
 
-LEDGER = "ledger.db"
 # Answers that are few, short and used again and again are labels: a closed set to choose from.
 MAX_LABELS, MAX_LABEL_LENGTH, USES_OF_A_LABEL = 200, 60, 3
 ROWS_TO_SEE_LABELS = 20
@@ -66,7 +65,7 @@ def open_folder(
     Raises DataError and LedgerError.
     """
     watcher = watcher or Watcher()
-    is_new = ledger is None and not (folder / LEDGER).is_file()
+    is_new = ledger is None and not (folder / LEDGER_FILE).is_file()
     if not folder.is_dir() and not add:
         raise DataError(
             f"no folder {folder}: name a prepared folder, a run or a folder of rows, or make one "
@@ -82,7 +81,7 @@ def open_folder(
         if not found:
             raise DataError(f"{folder} holds nothing to judge: give rows with --add FILE")
     folder.mkdir(parents=True, exist_ok=True)
-    opened = open_ledger(ledger or folder / LEDGER)
+    opened = open_ledger(ledger or folder / LEDGER_FILE)
     name = folder.resolve().name if ledger is not None else "own"
     queue = open_queue(opened, name, annotators, labels or None)
     if ledger is not None and not found and not queue.items():
@@ -95,12 +94,13 @@ def open_folder(
 
 def reopen(folder: Path, ledger: str | None = None) -> Queue:
     """The queue of a folder that was opened before. Raises LedgerError when it was not."""
-    if ledger is None and not (folder / LEDGER).is_file():
+    if ledger is None and not (folder / LEDGER_FILE).is_file():
         raise LedgerError(
-            f"{folder} holds no annotations (no {LEDGER}): begin with `timechat annotate {folder}`"
+            f"{folder} holds no annotations (no {LEDGER_FILE}): begin with "
+            f"`timechat annotate {folder}`"
         )
     name = folder.resolve().name if ledger is not None else "own"
-    return open_queue(open_ledger(ledger or folder / LEDGER), name)
+    return open_queue(open_ledger(ledger or folder / LEDGER_FILE), name)
 
 
 def guess_labels(items: Sequence[Item]) -> list[str]:

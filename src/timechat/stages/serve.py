@@ -104,6 +104,13 @@ def why_not_openvino(source: Source) -> str:
     return refusal(AutoConfig.from_pretrained(source.folder, local_files_only=True))
 
 
+def open_tuned(name: str, folder: Path) -> tuple[Opened, Responder]:
+    """A run's best checkpoint, or a checkpoint, under a name of its own. Raises ModelError."""
+    source = resolve(str(folder))
+    opened = Opened(name, source, _digest(source))
+    return opened, open_model(opened)
+
+
 def _digest(source: Source) -> str:
     base = digest_folder(source.folder)
     if source.adapter is None:
