@@ -106,7 +106,10 @@ def compare(
 
 
 def chat(model: str | Path) -> BlockingResponder:
-    """Load MODEL (`starter`, a run, `RUN@step-N`, a folder, a Hub id) to answer messages."""
+    """Load MODEL (`starter`, a run, `RUN@step-N`, a folder, a Hub id) to answer messages.
+
+    Use it in a `with` block, or `close` it: the model runs in a process of its own.
+    """
     from timechat.stages.chat import open_responder
 
     return open_responder(str(model))

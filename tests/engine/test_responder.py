@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from contextlib import aclosing
 
 import pytest
@@ -51,6 +53,26 @@ def test_a_stopped_reply_is_cancelled_and_its_compute_freed() -> None:
         assert responder.ending is Ending.CANCELLED
     assert len(engine.cancelled) == 1
     assert engine.running == 0
+
+
+def test_a_responder_that_was_forgotten_is_stopped_with_its_thread() -> None:
+    engine = FakeEngine(lambda _: [70])
+    before = set(threading.enumerate())
+    responder = BlockingResponder(build(engine))
+    list(responder.reply(HELLO, Sampling(max_new_tokens=1)))
+    assert engine.ready
+    del responder
+    gc.collect()
+    assert not engine.ready
+    assert set(threading.enumerate()) <= before | {
+        thread for thread in threading.enumerate() if thread.name.startswith("asyncio_")
+    }
+
+
+def test_closing_twice_is_closing_once() -> None:
+    responder = BlockingResponder(build(FakeEngine(lambda _: [70])))
+    responder.close()
+    responder.close()
 
 
 def test_an_answer_that_broke_off_is_an_error() -> None:

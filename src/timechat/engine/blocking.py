@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 
@@ -16,7 +17,8 @@ from timechat.engine.responder import Ask, Piece, Responder
 class BlockingResponder:
     """Runs a responder on an event loop in a thread of its own.
 
-    `ending` tells how the last answer ended, `notice` what was done to its conversation.
+    `ending` tells how the last answer ended, `notice` what was done to its conversation. `close`
+    it, or use it in a `with` block; one that is merely forgotten is closed when it is collected.
     """
 
     def __init__(self, responder: Responder) -> None:
@@ -24,12 +26,14 @@ class BlockingResponder:
         self.ending: Ending | None = None
         self.notice = ""
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=_turn, args=(self._loop,), daemon=True)
+        thread.start()
+        # What it starts, such as a child process, must not outlive a caller who forgot to close.
+        self._end = weakref.finalize(self, _end, responder, self._loop, thread)
         try:
             asyncio.run_coroutine_threadsafe(responder.start(), self._loop).result()
         except BaseException:
-            self._end_loop()
+            self._end()
             raise
 
     def reply(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
@@ -78,8 +82,7 @@ class BlockingResponder:
             work.cancel()
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.responder.stop(), self._loop).result()
-        self._end_loop()
+        self._end()
 
     def __enter__(self) -> BlockingResponder:
         return self
@@ -87,7 +90,24 @@ class BlockingResponder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped."""
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _end(responder: Responder, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """Stop the responder, then its loop. Knows nothing of the object, so that it can be collected.
+
+    Where the collector happens to run on the loop's own thread, that thread cannot wait for itself:
+    the loop then ends in its own time.
+    """
+
+    work = asyncio.run_coroutine_threadsafe(responder.stop(), loop)
+    work.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+    if threading.current_thread() is not thread:
+        thread.join()
+        work.result()
