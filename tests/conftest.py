@@ -15,7 +15,7 @@ from timechat.model.load import Loaded, Source
 from timechat.model.render import Renderer
 
 # The fixtures of tests/faults, which has no conftest of its own: two would bear one name.
-pytest_plugins = ["harness"]
+pytest_plugins = ["harness", "no_pickle"]
 
 CHATML = (
     "{% for message in messages %}"
