@@ -66,6 +66,11 @@ def jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
+def told(text: str) -> None:
+    """Progress, on standard error: the longest size takes minutes, and says where it is."""
+    print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
 def measure(count: int) -> dict[str, Any]:
     """One size: written, prepared, and its links judged."""
     from timechat.conversation import Conversation
@@ -83,12 +88,12 @@ def measure(count: int) -> dict[str, Any]:
                 if origin >= 0:
                     planted.append((origin, number))
         size = (folder / "rows.jsonl").stat().st_size
+        told(f"{count:,} rows written, {size / 1e6:.0f} MB; preparing them")
         begin = time.perf_counter()
-        prepared = prepare(
-            Data(train=(str(folder / "rows.jsonl"),)), folder / "out", lambda _: None
-        )
+        prepared = prepare(Data(train=(str(folder / "rows.jsonl"),)), folder / "out", told)
         seconds = time.perf_counter() - begin
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+        told(f"prepared in {seconds:.1f} s, {peak:.2f} GiB at most; judging the links")
         sides = [
             {row["line"] for row in map(json.loads, (folder / "out" / f"{s}.jsonl").open())}
             for s in ("train", "validation", "test")
@@ -198,7 +203,8 @@ def main() -> None:
             print(json.dumps(measure(size)), flush=True)
             continue
         command = [sys.executable, __file__, str(size), "--one"]
-        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="")
+        measured = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        print(measured.stdout, end="", flush=True)
         if arguments.others:
             for line in measure_others(size):
                 print(json.dumps(line), flush=True)

@@ -51,8 +51,9 @@ def prepare(
     return run(parse_recipe({"data": data}).data, Path(out), lambda _: None)
 
 
-def show(folder: str | Path, rows: int = 3, base: str = "starter") -> list[Shown]:
-    """The first rows of a prepared folder or a run, token by token with their loss weights."""
+def show(folder: str | Path, rows: int = 3, base: str = "") -> list[Shown]:
+    """The first rows of a prepared folder or a run in pieces: their text, their loss weight, and
+    whether each is a control token. Without `base` the run's base renders them, or the starter."""
     from timechat.stages.show import show as run
 
     return run(Path(folder), rows, base)

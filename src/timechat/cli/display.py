@@ -5,6 +5,7 @@ Everything goes to standard error; standard output belongs to results.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from timechat.records import Plan, Report, StepRecord
 from timechat.stages.doctor import Finding
@@ -23,6 +25,9 @@ from timechat.stages.show import Shown
 from timechat.stages.watch import Watcher
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+_MARKS = re.compile("[⟦⟧❰❱]")
+# Control characters but tab and line break, and those that turn the direction of writing.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 SHOWN = (
     "parameters", "trained_parameters", "reading", "rows", "row_tokens", "epochs", "steps",
@@ -150,20 +155,38 @@ def _short(text: str, width: int = 100) -> str:
 
 
 def show_rows(rows: list[Shown]) -> None:
-    """Rendered rows: trained tokens between ⟦ and ⟧."""
+    """Rendered rows: trained tokens between ⟦ and ⟧, control tokens between ❰ and ❱."""
     for row in rows:
         console.print(f"\n[bold]{escape(row.source)}:{row.line}[/bold] {escape(row.id)}")
-        line = ""
-        inside = False
-        for text, weight in row.tokens:
-            if (weight > 0) != inside:
-                line += "⟦" if weight > 0 else "⟧"
-                inside = weight > 0
-            line += text
-        line += "⟧" if inside else ""
-        trained = sum(weight > 0 for _, weight in row.tokens)
-        console.print(line, markup=False)
-        console.print(f"[dim]{trained} of {len(row.tokens)} tokens trained, between ⟦ and ⟧[/dim]")
+        console.print(marked(row))
+        if row.rejected:
+            console.print(Text.assemble(("rejected, not trained: ", "red"), plain(row.rejected)))
+        trained = sum(piece.tokens for piece in row.pieces if piece.weight > 0)
+        every = sum(piece.tokens for piece in row.pieces)
+        console.print(
+            f"[dim]{trained} of {every} tokens trained, between ⟦ and ⟧; "
+            "control tokens between ❰ and ❱[/dim]"
+        )
+
+
+def marked(row: Shown) -> Text:
+    """The row's text with its marks, which stand there without colours too."""
+    line = Text()
+    inside = False
+    for piece in row.pieces:
+        if (piece.weight > 0) != inside:
+            inside = not inside
+            line.append("⟦" if inside else "⟧", "green")
+        text = plain(piece.text)
+        style = "magenta" if piece.control else "green" if inside else ""
+        line.append(f"❰{text}❱" if piece.control else text, style)
+    line.append("⟧" if inside else "", "green")
+    return line
+
+
+def plain(text: str) -> str:
+    """`text` for a terminal: nothing in it commands the terminal or passes for a mark of ours."""
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], _MARKS.sub(r"\\\g<0>", text))
 
 
 def show_runs(found: list[Listed], folder: Path) -> None:

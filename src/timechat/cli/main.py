@@ -152,10 +152,10 @@ def prepare(
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--rows", default=3, show_default=True, help="How many rows to show.")
-@click.option("--base", default="starter", show_default=True, help="The model that renders them.")
+@click.option("--base", default="", help="The model that renders them: the run's, or starter.")
 @JSON
 def show(folder: Path, rows: int, base: str, as_json: bool) -> None:
-    """Rendered rows of a prepared folder or a run, with the trained tokens marked.
+    """Rendered rows of a prepared folder or a run: trained tokens and control tokens are marked.
 
     \b
     timechat show prepared --rows 5
