@@ -23,6 +23,8 @@ ROWS = (*JSON, *TABLES, *COLUMNAR, *SHEETS)
 PACKED = (".gz", ".zst")
 # What `datasets` and the Hub put beside the rows.
 NOT_ROWS = frozenset({"dataset_dict.json", "dataset_info.json", "state.json", "dataset_infos.json"})
+# What its `map` and `filter` leave there: the same rows once more.
+_CACHED = re.compile(r"cache-[0-9a-f]{8,}[\w-]*\.arrow")
 MAX_FILES = 100_000
 Split = Literal["train", "validation", "test"]
 _SPLIT = re.compile(r"(?:^|[-_.])(train|training|validation|valid|val|dev|eval|test)(?:[-_.]|$)")
@@ -118,11 +120,14 @@ def _choose(names: Iterable[str]) -> tuple[list[str], list[str]]:
         low = name.lower()
         for ending in PACKED:
             low = low.removesuffix(ending)
-        if low.endswith(ROWS) and PurePosixPath(name).name not in NOT_ROWS:
+        base = PurePosixPath(name).name
+        if _CACHED.fullmatch(base):
+            unread.append(name)
+        elif low.endswith(ROWS) and base not in NOT_ROWS:
             rows.append(name)
         elif low.endswith(PROSE):
             prose.append(name)
-        elif PurePosixPath(name).name not in NOT_ROWS:
+        elif base not in NOT_ROWS:
             unread.append(name)
     return (rows, prose + unread) if rows else (prose, unread)
 
