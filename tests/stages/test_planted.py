@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from timechat.recipe import Clean, Data
 from timechat.stages.prepare import Prepared, prepare
@@ -71,7 +77,12 @@ SHAPES: dict[str, Callable[[str, str], Fields]] = {
     "question_answer": lambda q, a: {"question": q, "answer": a},
     "text_label": lambda q, a: {"text": q, "label": a},
     "preference": lambda q, a: {"prompt": q, "chosen": a, "rejected": "No idea."},
+    "kto": lambda q, a: {"prompt": q, "completion": a, "label": True},
 }
+# What a row of nulls, which Parquet may hold, is in shapes that look at something else first.
+NULL_ROW = {"chat": "no_messages", "sharegpt": "no_messages", "kto": "bad_label",
+            "preference": "content_not_a_string"}  # fmt: skip
+Written = tuple[str, bytes, Callable[[int], int], str]
 
 
 def rows(shape: str) -> list[Fields]:
@@ -81,31 +92,80 @@ def rows(shape: str) -> list[Fields]:
     ]
 
 
-def as_jsonl(found: list[Fields]) -> tuple[str, bytes, Callable[[int], int]]:
+def as_jsonl(found: list[Fields]) -> Written:
     lines = [json.dumps(row) for row in found]
     lines[90] = lines[90][:-2]
-    return "a.jsonl", "\n".join(lines).encode(), lambda i: i + 1
+    return "a.jsonl", "\n".join(lines).encode(), lambda i: i + 1, "not_json"
 
 
-def as_array(found: list[Fields]) -> tuple[str, bytes, Callable[[int], int]]:
+def as_array(found: list[Fields]) -> Written:
     lines = [json.dumps(row) for row in found]
     lines[90] = lines[90][:-2]
-    return "a.json", ("[\n" + ",\n".join(lines) + "\n]").encode(), lambda i: i + 2
+    return "a.json", ("[\n" + ",\n".join(lines) + "\n]").encode(), lambda i: i + 2, "not_json"
 
 
-def as_table(found: list[Fields]) -> tuple[str, bytes, Callable[[int], int]]:
+def as_table(found: list[Fields]) -> Written:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(found[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
     lines = out.getvalue().split("\n")
     lines[91] += ",too,many,fields"
-    return "a.csv", "\n".join(lines).encode(), lambda i: i + 2
+    return "a.csv", "\n".join(lines).encode(), lambda i: i + 2, "ragged_row"
 
 
-CASES = [(shape, "jsonl") for shape in SHAPES] + [(shape, "json") for shape in SHAPES]
-CASES += [(shape, "csv") for shape in SHAPES if shape not in ("chat", "sharegpt")]
-WRITERS = {"jsonl": as_jsonl, "json": as_array, "csv": as_table}
+def as_parquet(found: list[Fields]) -> Written:
+    found[90] = dict.fromkeys(found[90])
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(found), out, row_group_size=50)
+    return "a.parquet", out.getvalue(), lambda i: i + 1, "null"
+
+
+def as_workbook(found: list[Fields]) -> Written:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    sheet.append(list(found[0]))
+    for row in found:
+        sheet.append(list(row.values()))
+    sheet.cell(92, 1).value = "=A1&A2"
+    out = io.BytesIO()
+    book.save(out)
+    return "a.xlsx", out.getvalue(), lambda i: i + 2, "formula_without_value"
+
+
+def as_gzip(found: list[Fields]) -> Written:
+    name, content, line, broken = as_jsonl(found)
+    return f"{name}.gz", gzip.compress(content), line, broken
+
+
+def as_zstd(found: list[Fields]) -> Written:
+    name, content, line, broken = as_array(found)
+    return f"{name}.zst", zstandard.compress(content), line, broken
+
+
+def as_zip(found: list[Fields]) -> Written:
+    name, content, line, broken = (as_jsonl if "messages" in found[0] else as_table)(found)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return "a.zip", out.getvalue(), line, broken
+
+
+WRITERS = {
+    "jsonl": as_jsonl,
+    "json": as_array,
+    "csv": as_table,
+    "parquet": as_parquet,
+    "xlsx": as_workbook,
+    "gz": as_gzip,
+    "zst": as_zstd,
+    "zip": as_zip,
+}
+FLAT = [shape for shape in SHAPES if shape not in ("chat", "sharegpt")]
+CASES = [(shape, kind) for kind in ("jsonl", "json", "parquet") for shape in SHAPES]
+CASES += [(shape, kind) for kind in ("csv", "xlsx") for shape in FLAT]
+CASES += [(shape, kind) for kind in ("gz", "zst", "zip") for shape in ("chat", "text_label")]
 
 
 def ledger(prepared: Prepared) -> dict[int, str]:
@@ -118,16 +178,47 @@ def ledger(prepared: Prepared) -> dict[int, str]:
 def test_each_planted_defect_is_dropped_at_its_line_with_its_reason_and_none_else(
     tmp_path: Path, shape: str, container: str
 ) -> None:
-    name, content, line = WRITERS[container](rows(shape))
+    name, content, line, broken = WRITERS[container](rows(shape))
     (tmp_path / name).write_bytes(content)
     prepared = prepare(Data(train=(str(tmp_path / name),)), tmp_path / "out", lambda _: None)
     expected = {line(i): reason for i, (_, reason) in DEFECTS.items()}
-    expected[line(90)] = "ragged_row" if container == "csv" else "not_json"
+    expected[line(90)] = NULL_ROW.get(shape, "empty_question") if broken == "null" else broken
     assert ledger(prepared) == expected
     card = prepared.card
     assert card.rows_in == NUM_ROWS == card.rows_kept + card.rows_dropped
-    assert card.sources[str(tmp_path / name)]["shape"] == shape
+    assert [notes["shape"] for notes in card.sources.values()] == [shape]
     assert card.overlap == {"validation": 0, "test": 0}
+
+
+def test_answers_that_are_marked_bad_or_not_marked_are_dropped_at_their_lines(
+    tmp_path: Path,
+) -> None:
+    found = rows("kto")
+    found[11]["label"], found[34]["label"] = False, "perhaps"
+    name, content, line, broken = as_jsonl(found)
+    (tmp_path / name).write_bytes(content)
+    prepared = prepare(Data(train=(str(tmp_path / name),)), tmp_path / "out", lambda _: None)
+    expected = {line(i): reason for i, (_, reason) in DEFECTS.items()}
+    expected |= {line(90): broken, line(11): "marked_bad", line(34): "bad_label"}
+    assert ledger(prepared) == expected
+
+
+def test_defects_in_plain_text_are_dropped_at_the_line_their_passage_begins(
+    tmp_path: Path,
+) -> None:
+    passages = [
+        " ".join(f"{WORDS[(i * k + k) % 20]}{i * 31 % 97}" for k in range(1, 40)) + "."
+        for i in range(120)
+    ]
+    passages[33] = passages[30]
+    passages[58] += " A lost \ufffd letter."
+    passages[71] += " A \0 byte."
+    (tmp_path / "a.md").write_text("\n\n".join(passages), encoding="utf-8")
+    data = Data(train=(str(tmp_path / "a.md"),), passage_characters=400)
+    prepared = prepare(data, tmp_path / "out", lambda _: None)
+    assert ledger(prepared) == {67: "duplicate", 117: "damaged_text", 143: "nul_byte"}
+    card = prepared.card
+    assert card.rows_in == 120 == card.rows_kept + card.rows_dropped
 
 
 def chats(path: Path, *turns: tuple[str, ...]) -> str:
