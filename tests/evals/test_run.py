@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import ROWS, build_model
+from test_families import FAMILIES, build
 
 from timechat.data.pack import Example, encode
 from timechat.evals.run import choose, likelihoods
@@ -60,3 +61,18 @@ def test_hits_count_what_the_model_would_say_itself() -> None:
     )[0].tolist()
     weights = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0)
     assert likelihoods(model, [Example(tuple(said), weights, "x")])[0].hits == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_chooses_as_if_each_answer_stood_alone(family: str) -> None:
+    model = build(family)
+    opening = (5, 9, 2, 7)
+    items = [
+        Choice("a", "g", "facts", (*opening, 6, 7), ((8, 9), (10,), (11, 12, 13), (14, 15))),
+        Choice("b", "g", "facts", (*opening, *range(20, 31)), ((1, 2, 3), (4,), (5,), (6, 7))),
+        Choice("c", "g", "facts", (*opening, 40), ((1, 2, 3), (4, 5, 6, 7), (5, 9), (6,))),
+    ]
+    for item, found in zip(items, choose(model, items), strict=True):
+        for answer, value in zip(item.answers, found.values, strict=True):
+            alone = reference(model, item.prompt + answer, len(item.prompt))
+            assert value == pytest.approx(float(alone.sum()), rel=1e-4, abs=1e-5)

@@ -213,6 +213,17 @@ def test_no_token_attends_to_another_conversation(family: str) -> None:
     assert not torch.equal(before[changed], after[changed])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_equal_length_do_not_see_each_other(family: str) -> None:
+    model = build(family)
+    group = rows((11, 12, 13), (20, 21, 22), (30, 31, 32), (40, 41, 42))
+    batch = pack(group)
+    with torch.no_grad():
+        hidden = hidden_states(model, batch.ids, batch.layout, batch.target_index)
+        found = nats(hidden, head_of(model), batch.targets, batch.weights)
+        torch.testing.assert_close(found, alone(model, group), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["mamba", "rwkv", "recurrent_gemma"])
 def test_a_recurrent_model_is_refused_by_name_with_the_reason(kind: str) -> None:
     config = AutoConfig.for_model(kind, vocab_size=101, hidden_size=32, num_hidden_layers=2)

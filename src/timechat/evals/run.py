@@ -2,8 +2,6 @@
 
 Scoring an answer is `scorers`' work and comparing two models `compare`'s. Everything here is
 greedy and runs without gradients, so that asking twice gives the same.
-
-Axes: B rows, S tokens of a row, A answers of an item.
 """
 
 from __future__ import annotations
@@ -12,12 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from timechat.data.pack import Example, pack
 from timechat.evals.suite import Choice
 from timechat.model.adapt import disabled
 from timechat.model.head import Head, divergence, head_of, hidden_states, log_probs
+from timechat.model.layout import plan_forks
+from timechat.model.paths import Path, path_of
 
 # Tokens of one forward pass: enough to keep the matrix units busy, little enough to stay small.
 TOKENS_PER_PASS = 2048
@@ -105,62 +106,84 @@ def mean_divergence(model: PreTrainedModel, examples: Sequence[Example]) -> floa
 def choose(
     model: PreTrainedModel, choices: Sequence[Choice], progress: Progress = lambda _: None
 ) -> list[Choosing]:
-    """Score every answer of every item; the prompt is read once for all of an item's answers."""
+    """Score every answer of every item, in the items' order.
+
+    Where the model reads packed rows, what all prompts begin with is read once a pass, each
+    question once, and its answers side by side behind it; else every answer behind its question.
+    """
     head = head_of(model)
+    read = _read_forked if path_of(model) is Path.PACKED else _read_each
     lengths = [len(c.prompt) + sum(map(len, c.answers)) for c in choices]
     found: dict[int, Choosing] = {}
     for members in _batches(lengths, tokens=TOKENS_PER_PASS * 2):
         items = [choices[i] for i in members]
-        for i, item, values in zip(members, items, _choice_values(model, head, items), strict=True):
+        for i, item, values in zip(members, items, read(model, head, items), strict=True):
             found[i] = Choosing(item.id, item.cluster, item.tag, values)
         progress(len(members))
     return [found[i] for i in range(len(choices))]
 
 
-def _choice_values(
+def _read_forked(
     model: PreTrainedModel, head: Head, items: Sequence[Choice]
 ) -> Iterator[tuple[float, ...]]:
-    """One row an item: the prompt, then all answers, each seeing the prompt and itself only."""
-    longest = max(len(c.prompt) + sum(map(len, c.answers)) for c in items)
-    ids = torch.zeros(len(items), longest, dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    mask = torch.eye(longest, dtype=torch.bool).repeat(len(items), 1, 1)
+    opening = _opening(items)
+    flat = list(items[0].prompt[:opening])
+    forks: list[list[int]] = []
     places: list[int] = []
     targets: list[int] = []
-    for row, item in enumerate(items):
-        size = len(item.prompt)
-        ids[row, :size] = torch.tensor(item.prompt)
-        positions[row, :size] = torch.arange(size)
-        mask[row, :size, :size] = torch.ones(size, size, dtype=torch.bool).tril()
-        at = size
-        for answer in item.answers:
-            end = at + len(answer)
-            ids[row, at:end] = torch.tensor(answer)
-            positions[row, at:end] = torch.arange(size, size + len(answer))
-            mask[row, at:end, :size] = True
-            mask[row, at:end, at:end] = torch.ones(end - at, end - at, dtype=torch.bool).tril()
-            places += [
-                row * longest + size - 1,
-                *range(row * longest + at, row * longest + end - 1),
-            ]
-            targets += answer
-            at = end
-    device = model.device
-    trunk = getattr(model, model.base_model_prefix)
-    hidden = trunk(
-        input_ids=ids.to(device),
-        attention_mask=mask[:, None].to(device),
-        position_ids=positions.to(device),
-        use_cache=False,
-    ).last_hidden_state.flatten(0, 1)[torch.tensor(places, device=device)]
-    values, _ = log_probs(hidden, head, torch.tensor(targets, device=device))
-    at = 0
     for item in items:
-        sums: list[float] = []
+        own = item.prompt[opening:]
+        fork = len(flat) + len(own) - 1
+        flat += own
         for answer in item.answers:
-            sums.append(float(values[at : at + len(answer)].double().sum()))
-            at += len(answer)
-        yield tuple(sums)
+            places += [fork, *range(len(flat), len(flat) + len(answer) - 1)]
+            targets += answer
+            flat += answer
+        forks.append([len(own), *map(len, item.answers)])
+    hidden = hidden_states(
+        model, torch.tensor([flat]), plan_forks(forks, opening), torch.tensor(places)
+    )
+    values, _ = log_probs(hidden, head, torch.tensor(targets, device=hidden.device))
+    return _sums(values, items)
+
+
+def _read_each(
+    model: PreTrainedModel, head: Head, items: Sequence[Choice]
+) -> Iterator[tuple[float, ...]]:
+    rows = [
+        Example(item.prompt + answer, (0.0,) * len(item.prompt) + (1.0,) * len(answer), item.id)
+        for item in items
+        for answer in item.answers
+    ]
+    values: list[Tensor] = []
+    for members in _rows_in_order(rows):
+        batch = pack(members)
+        hidden = hidden_states(model, batch.ids, batch.layout, batch.target_index)
+        values.append(log_probs(hidden, head, batch.targets.to(hidden.device))[0])
+    return _sums(torch.cat(values), items)
+
+
+def _rows_in_order(rows: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """At most TOKENS_PER_PASS tokens at a time; items of one pass are of similar length already."""
+    each = max(1, TOKENS_PER_PASS // max(len(row.ids) for row in rows))
+    for start in range(0, len(rows), each):
+        yield rows[start : start + each]
+
+
+def _opening(items: Sequence[Choice]) -> int:
+    """How many tokens all prompts begin with; every prompt keeps one of its own."""
+    first, last = min(i.prompt for i in items), max(i.prompt for i in items)
+    common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
+    shortest = min(len(i.prompt) for i in items)
+    return min(shortest - 1, shortest if common is None else common)
+
+
+def _sums(values: Tensor, items: Sequence[Choice]) -> Iterator[tuple[float, ...]]:
+    """Each item's answers' log-probabilities, out of those of all tokens in order."""
+    lengths = [len(answer) for item in items for answer in item.answers]
+    sums = iter([float(part.double().sum()) for part in values.cpu().split(lengths)])
+    for item in items:
+        yield tuple(next(sums) for _ in item.answers)
 
 
 def _batches(lengths: Sequence[int], tokens: int = TOKENS_PER_PASS) -> Iterator[list[int]]:

@@ -84,7 +84,7 @@ def _packed_attention(
         if group.prefix and prefix_k is not None and prefix_v is not None:
             for i, shared in ((1, prefix_k), (2, prefix_v)):
                 rows[i] = torch.cat([shared.expand(shape[0], *shared.shape), rows[i]], dim=1)
-        mask = run.mask(rule, group.prefix, group.length, q)
+        mask = run.mask_of(rule, group, q)
         out = _attend(rows[0], rows[1], rows[2], mask, form)
         outputs.append(out.flatten(0, 1).index_select(0, group.inverse))
     flat = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
@@ -118,7 +118,7 @@ class _Form:
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, form: _Form) -> Tensor:
     """(N, L, H, D) in and out; fewer key heads than query heads are shared in order.
 
-    `mask` (L, K) is added to the scores; None is plain causal.
+    `mask` (L, K) or (N, 1, L, K) is added to the scores; None is plain causal.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     special = form.softcap is not None or form.sinks is not None
@@ -167,6 +167,20 @@ def _additive(rule: Rule, prefix: int, length: int, like: Tensor) -> Tensor:
     return hidden.masked_fill_(~seen, float("-inf"))
 
 
+def _forked(rule: Rule, prefix: int, branches: Tensor, places: Tensor, like: Tensor) -> Tensor:
+    """(N, 1, L, P+L): as `_additive`, where a token sees what stands before its fork, and its own
+    branch. Padding sees what stands before the fork and is seen by no one."""
+    branches, places = branches.to(like.device), places.to(like.device)
+    opening = torch.arange(prefix, device=like.device).expand(len(places), -1)
+    keys = torch.cat([opening, places], dim=1)[:, None, :]
+    owners = torch.cat([torch.zeros_like(opening), branches], dim=1)[:, None, :]
+    zero = places.new_zeros(())
+    seen = rule(zero, zero, places[:, :, None], keys)
+    seen = seen & ((owners == 0) | (owners == branches[:, :, None]))
+    hidden = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+    return hidden.masked_fill_(~seen, float("-inf"))[:, None]
+
+
 class _Run:
     """One pass over packed rows: its layout, the rules its layers see by, and their masks."""
 
@@ -175,6 +189,7 @@ class _Run:
         self.reached = False
         self._rules: list[Rule] = []
         self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+        self._forked: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
     def number(self, rule: Rule) -> int:
         self._rules.append(rule)
@@ -183,6 +198,16 @@ class _Run:
     def rule(self, mask: Tensor | None) -> int:
         """Which rule a layer was handed: see `_packed_mask`; -1 is plain causal."""
         return -1 if mask is None else int(mask.flatten()[0])
+
+    def mask_of(self, number: int, group: Group, like: Tensor) -> Tensor | None:
+        """The additive mask of a group's segments, kept like `mask`."""
+        if group.branches is None or group.places is None:
+            return self.mask(number, group.prefix, group.length, like)
+        key = (number, id(group), like.dtype)
+        if key not in self._forked:
+            rule = causal_mask_function if number == -1 else self._rules[number]
+            self._forked[key] = _forked(rule, group.prefix, group.branches, group.places, like)
+        return self._forked[key]
 
     def mask(self, number: int, prefix: int, length: int, like: Tensor) -> Tensor | None:
         """The additive mask of segments of `length` behind `prefix`; None where SDPA's own will do.

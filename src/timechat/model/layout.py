@@ -1,7 +1,8 @@
 """How many rows lie in one flat sequence: segments, and an opening that they share.
 
 A shared prefix is computed once and attended to by all of its segments: exact, since a prefix never
-looks ahead. What is done with the cut is `attention`'s and `paths`' business.
+looks ahead. A segment may fork: what stands before the fork is seen by all of its branches, and no
+branch sees another. What is done with the cut is `attention`'s and `paths`' business.
 
 Axes: T flat tokens, N segments, L longest segment of a group, P prefix.
 """
@@ -9,7 +10,7 @@ Axes: T flat tokens, N segments, L longest segment of a group, P prefix.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ MAX_PADDING = 0.25
 class Group:
     """Segments of similar length. `index` (N*L,) reads flat tokens into rows, `inverse` (n,) reads
     the rows' real tokens back, `where` (n,) holds those tokens' flat places. `prefix` is the number
-    of shared tokens that its segments see."""
+    of shared tokens that its segments see. Where segments fork, `branches` (N, L) numbers each
+    token's branch (0 before the fork, -1 padding) and `places` (N, L) says where it stands in its
+    row; both are None else."""
 
     prefix: int
     num_segments: int
@@ -30,6 +33,8 @@ class Group:
     index: Tensor
     inverse: Tensor
     where: Tensor
+    branches: Tensor | None = None
+    places: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,34 @@ def plan_layout(lengths: Sequence[int], prefix: int = 0, num_alone: int = 0) -> 
         first = prefix if i < num_sharing else 0
         positions.append(torch.arange(first, first + length))
     return Layout(prefix, groups, place, torch.cat(positions))
+
+
+def plan_forks(forks: Sequence[Sequence[int]], prefix: int = 0) -> Layout:
+    """The layout of `prefix` tokens and segments that fork: for each the tokens before its fork,
+    then those of every branch. Every branch goes on where the fork is.
+
+    Only `paths.Path.PACKED` reads it.
+    """
+    plain = plan_layout([sum(parts) for parts in forks], prefix)
+    numbers: list[Tensor] = [torch.zeros(prefix, dtype=torch.long)]
+    positions: list[Tensor] = [torch.arange(prefix)]
+    for trunk, *branches in forks:
+        numbers.append(torch.zeros(trunk, dtype=torch.long))
+        positions.append(torch.arange(prefix, prefix + trunk))
+        for number, length in enumerate(branches, start=1):
+            numbers.append(torch.full((length,), number))
+            positions.append(torch.arange(prefix + trunk, prefix + trunk + length))
+    number, position = torch.cat(numbers), torch.cat(positions)
+    groups = tuple(_forked(group, number, position) for group in plain.groups)
+    return replace(plain, groups=groups, positions=position)
+
+
+def _forked(group: Group, number: Tensor, position: Tensor) -> Group:
+    shape = (group.num_segments, group.length)
+    branches = torch.full((group.num_segments * group.length,), -1)
+    branches[group.inverse] = number[group.where]
+    places = position[group.index].view(shape)
+    return replace(group, branches=branches.view(shape), places=places)
 
 
 def _similar(ranked: list[int], lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -37,8 +37,8 @@ class Path(Enum):
 
 # Largest relative difference between a row in company and the row alone, in the model's format.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
-# The trial's rows: a shared opening, and endings of unlike length.
-_OPENING, _ENDINGS = 6, (3, 8, 5)
+# The trial's rows: a shared opening, and endings of like and unlike length.
+_OPENING, _ENDINGS = 6, (3, 8, 5, 8)
 # Families that carry a state from token to token instead of attending, and what their layers are
 # called in a configuration.
 _RECURRENT = ("mamba", "rwkv", "recurrent", "linear_attention", "conv", "xlstm", "ssm")
@@ -146,8 +146,9 @@ def _read_masked(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
     seen = torch.zeros(ids.shape[1], ids.shape[1], dtype=torch.bool)
     spans = [(0, layout.prefix, 0)] if layout.prefix else []
     for group in layout.groups:
-        ends = group.inverse.diff(append=group.inverse.new_tensor([-1])) != 1
-        for where in group.where.tensor_split((ends.nonzero().flatten() + 1)[:-1]):
+        # By the segment's number: full segments follow on each other without a gap.
+        counts = (group.inverse // group.length).bincount(minlength=group.num_segments)
+        for where in group.where.split(counts.tolist()):
             spans.append((int(where[0]), len(where), group.prefix))
     for start, length, prefix in spans:
         own = slice(start, start + length)
