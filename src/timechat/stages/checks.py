@@ -140,12 +140,14 @@ def _probe(example: Example) -> gate.Probe:
     return gate.Probe(example.id, example.ids[:start], example.ids[start : last + 1])
 
 
-def check_retention(measure: Measure, margin: float) -> Check:
+def check_retention(measure: Measure, margin: float, num_general: int = 0) -> Check:
+    """`num_general` is how many general questions there are, where fewer were asked."""
+    of = f"{measure.n} of {num_general:,}" if measure.n < num_general else f"{measure.n}"
     low, high = measure.ci95
     return Check(
         "retention",
         measure.verdict == "kept",
-        f"{measure.verdict}: {measure.before:.1%} to {measure.after:.1%} of {measure.n} general "
+        f"{measure.verdict}: {measure.before:.1%} to {measure.after:.1%} of {of} general "
         f"questions, {100 * measure.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
         f"margin {100 * margin:g}",
     )

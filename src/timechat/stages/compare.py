@@ -28,6 +28,7 @@ from timechat.evals.report import headline, write_report
 from timechat.evals.run import Choosing, Likelihood
 from timechat.evals.suite import Task
 from timechat.records import Check, Measure, Report, Sample, Score
+from timechat.stages.allowance import tell_share
 from timechat.stages.checks import check_retention
 from timechat.stages.snapshot import Snapshot
 from timechat.stages.watch import Watcher
@@ -47,13 +48,15 @@ class Extra:
     """What a report may hold beside the two snapshots, all of it optional.
 
     `trained` are the training rows, against which answers are searched for copies and questions
-    for leaks; `wanted_format` is what `evals.texts.format_check` reads.
+    for leaks; `wanted_format` is what `evals.texts.format_check` reads; `num_general` is how many
+    general questions there are, where they may not all have been asked.
     """
 
     findings: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict[str, Any])
     trained: tuple[Conversation, ...] = ()
     wanted_format: str = ""
+    num_general: int = 0
 
 
 def build_report(
@@ -82,7 +85,9 @@ def build_report(
         extra.wanted_format,
     )
     groups = change_groups(before.scores, after.scores)
+    asked_less = tell_share(len(before.choices), extra.num_general)
     findings = (
+        *([asked_less] if asked_less else []),
         *find_leaks(task.questions, extra.trained),
         *extra.findings,
         *find_overfit(out),
@@ -95,7 +100,7 @@ def build_report(
     report = Report(
         verdict=verdict,
         headline=headline(decisive[0], likelihood, retention, verdict),
-        checks=(*checks, check_retention(retention, margin)),
+        checks=(*checks, check_retention(retention, margin, extra.num_general)),
         task=decisive[0],
         retention=retention,
         measures=(*measures, *texts),

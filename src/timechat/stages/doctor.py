@@ -14,6 +14,7 @@ from timechat.model.load import pick_dtype
 from timechat.model.starter import FOLDER, cache_folder
 from timechat.planning import STEP_EFFICIENCY
 from timechat.stages.environment import PACKAGES, package_version
+from timechat.stages.remember import answers_folder
 
 GIB = 2**30
 
@@ -64,8 +65,17 @@ def examine() -> list[Finding]:
             str(cache_folder()),
             "not writable: set TIMECHAT_CACHE to a folder that is",
         ),
+        Finding(
+            "known answers",
+            True,
+            f"of {_num_known()} bases in {answers_folder()}; delete it to ask them anew",
+        ),
         Finding("packages", True, ", ".join(f"{n} {package_version(n)}" for n in PACKAGES)),
     ]
+
+
+def _num_known() -> int:
+    return len(list(answers_folder().glob("*.json")))
 
 
 def _writable(folder: Path) -> bool:

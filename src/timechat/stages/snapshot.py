@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from timechat.engine.torch import TorchEngine
-from timechat.evals.run import Choosing, Likelihood, choose, likelihoods
+from timechat.evals.run import Choosing, Likelihood, likelihoods
+from timechat.evals.sample import keep_only
 from timechat.evals.scorers import answer_score, scorer_name
 from timechat.evals.suite import General, Task
 from timechat.model.load import Loaded
 from timechat.records import Score
+from timechat.stages.remember import Memory, ask_general
 from timechat.stages.watch import Watcher
 from timechat.store import read_lines, write_lines
 
@@ -32,20 +34,22 @@ class Snapshot:
 
 
 def take(
-    loaded: Loaded, task: Task, general: General, max_new_tokens: int, watcher: Watcher, name: str
+    loaded: Loaded,
+    task: Task,
+    general: General,
+    max_new_tokens: int,
+    watcher: Watcher,
+    name: str,
+    memory: Memory | None = None,
 ) -> Snapshot:
-    """Ask `loaded` everything, greedily."""
+    """Ask `loaded` everything, greedily. `memory` is given where it is exactly what its folder
+    holds: what it answered to the general suite before is not asked again."""
     answers, scores = _answer(loaded, task, max_new_tokens, watcher, name)
     total = len(task.examples) + len(general.choices) + len(general.prose) + len(general.answers)
     tick = watcher.track(f"{name}: {len(general.choices)} general questions", total)
-    return Snapshot(
-        answers,
-        scores,
-        likelihoods(loaded.model, task.examples, tick),
-        choose(loaded.model, general.choices, tick),
-        likelihoods(loaded.model, general.prose, tick),
-        likelihoods(loaded.model, general.answers, tick),
-    )
+    references = likelihoods(loaded.model, task.examples, tick)
+    found = memory.ask(general, tick) if memory else ask_general(loaded, general, tick)
+    return Snapshot(answers, scores, references, *found)
 
 
 def answers_only(
@@ -112,6 +116,16 @@ def read(folder: Path, task: Task) -> Snapshot | None:
         [_choosing(row) for row in read_lines(folder / "choices.jsonl")],
         [Likelihood(**row) for row in read_lines(folder / "prose.jsonl")],
         [Likelihood(**row) for row in read_lines(folder / "general.jsonl")],
+    )
+
+
+def asked_in(found: Snapshot, general: General) -> General | None:
+    """The part of `general` that the snapshot was asked; None where it was asked anything else."""
+    return keep_only(
+        general,
+        [row.item for row in found.choices],
+        [row.item for row in found.prose],
+        [row.item for row in found.general],
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.errors import RunError, UserError
+from timechat.evals.suite import General
 from timechat.model.load import Loaded, load_tokenizer
 from timechat.model.machine import peak_memory
 from timechat.model.method import begin, name_method, name_targets
@@ -25,6 +26,7 @@ from timechat.model.render import Renderer
 from timechat.recipe import Lora, Recipe, load_recipe
 from timechat.records import Check, Plan, Report
 from timechat.stages import snapshot
+from timechat.stages.allowance import afford, allowance, measure_pace
 from timechat.stages.batches import replay_batches
 from timechat.stages.card import finish_card, model_card
 from timechat.stages.checks import (
@@ -34,11 +36,12 @@ from timechat.stages.checks import (
     check_rows,
     check_template,
 )
-from timechat.stages.compare import build_report
+from timechat.stages.compare import Extra, build_report
 from timechat.stages.keep import point
 from timechat.stages.learn import Learner
 from timechat.stages.outline import is_elsewhere, outline
 from timechat.stages.record import claim, make_room
+from timechat.stages.remember import Memory
 from timechat.stages.room import Room, enter, prepared_rows
 from timechat.stages.select import Candidate, choose_checkpoint, choose_strength
 from timechat.stages.stop import Stop
@@ -94,6 +97,7 @@ def train(
 
 def _run(room: Room) -> Run:
     recipe, out, watcher = room.recipe, room.out, room.watcher
+    num_general = len(room.general.choices)
     before = _before(room)
     checks, strength = _learn(room)
     after = snapshot.take(
@@ -109,6 +113,7 @@ def _run(room: Room) -> Run:
         recipe.evaluate.retention_margin,
         checks,
         _cost(room, strength),
+        Extra(num_general=num_general),
     )
     finish_card(room, report)
     room.note("finished", verdict=report.verdict)
@@ -140,19 +145,29 @@ def preview(recipe: Recipe, watcher: Watcher | None = None) -> Plan:
 
 
 def _before(room: Room) -> snapshot.Snapshot:
+    """The base's answers, found or asked; the room keeps the general questions of both sides."""
     folder = room.out / "evals" / "before"
     found = snapshot.read(folder, room.task)
-    if found is None:
-        found = snapshot.take(
-            room.loaded,
-            room.task,
-            room.general,
-            room.plan["max_new_tokens"],
-            room.watcher,
-            "before",
-        )
-        snapshot.write(found, room.task, folder)
+    asked = snapshot.asked_in(found, room.general) if found else None
+    if found is not None and asked is not None:
+        room.general = asked
+        return found
+    memory = Memory(room.loaded, room.watcher)
+    room.general = _affordable(room, memory)
+    longest = room.plan["max_new_tokens"]
+    found = snapshot.take(
+        room.loaded, room.task, room.general, longest, room.watcher, "before", memory
+    )
+    snapshot.write(found, room.task, folder)
     return found
+
+
+def _affordable(room: Room, memory: Memory) -> General:
+    """What of the general suite may be asked after training, and before it where not known."""
+    pace = measure_pace(room.loaded.model, room.general)
+    seconds = allowance(room.plan["train_seconds"])
+    once = afford(room.general, pace, 1, seconds)
+    return once if memory.covers(once) else afford(room.general, pace, 2, seconds)
 
 
 def _learn(room: Room) -> tuple[list[Check], float]:

@@ -36,6 +36,7 @@ from timechat.stages.arms import (
 )
 from timechat.stages.compare import Extra, build_report, say_power
 from timechat.stages.prepare import load_prepared, rows_of_run
+from timechat.stages.remember import Memory
 from timechat.stages.watch import Watcher
 from timechat.store import read_json, write_lines
 
@@ -164,7 +165,9 @@ class _Comparison:
         if not self.both_local:
             shot = snapshot.answers_only(loaded, self.task, limit, self.watcher, label)
         else:
-            shot = snapshot.take(loaded, self.task, general, limit, self.watcher, label)
+            whole = loaded.source.adapter is None
+            memory = Memory(loaded, self.watcher) if whole else None
+            shot = snapshot.take(loaded, self.task, general, limit, self.watcher, label, memory)
             snapshot.write(shot, self.task, self.out / "evals" / label)
         return _Side(shot, loaded if self.options.arms else None)
 

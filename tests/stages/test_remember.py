@@ -1,0 +1,99 @@
+"""A base's known answers are not asked again; what is not ours in the cache is not believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import write_base
+
+from timechat.evals.sample import take_share
+from timechat.evals.suite import General, general_suite
+from timechat.model.load import Loaded, load, resolve
+from timechat.stages import remember
+from timechat.stages.remember import Memory, ask_general
+from timechat.stages.watch import Watcher
+
+
+class Listener(Watcher):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
+    return load(resolve(str(write_base(tmp_path / "base"))))
+
+
+@pytest.fixture
+def general(base: Loaded) -> General:
+    return take_share(general_suite(base.renderer), 0.1)
+
+
+def nothing(_: int) -> None:
+    """No progress is watched."""
+
+
+def test_what_is_remembered_is_what_was_asked(base: Loaded, general: General) -> None:
+    asked = Memory(base, Watcher()).ask(general, nothing)
+    assert asked == ask_general(base, general, nothing)
+    again = Memory(base, Watcher())
+    assert again.covers(general)
+    assert again.ask(general, nothing) == asked
+
+
+def test_a_known_base_is_not_asked(
+    base: Loaded, general: General, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Memory(base, Watcher()).ask(general, nothing)
+    monkeypatch.delattr(remember, "ask_general")
+    assert Memory(base, Watcher()).ask(general, nothing) == asked
+
+
+def test_only_what_is_new_is_asked(base: Loaded, general: General) -> None:
+    part = General(general.choices[:5], general.prose[:1], general.answers[:1])
+    Memory(base, Watcher()).ask(part, nothing)
+    memory = Memory(base, Watcher())
+    assert memory.covers(part)
+    assert not memory.covers(general)
+    memory.ask(general, nothing)
+    assert Memory(base, Watcher()).covers(general)
+
+
+def test_another_base_is_another_file(base: Loaded, tmp_path: Path) -> None:
+    first = Memory(base, Watcher()).file
+    other = write_base(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    assert Memory(load(resolve(str(other))), Watcher()).file != first
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "[" * 100_000,
+        lambda text: text[: len(text) // 2],
+        lambda text: "null",
+        lambda text: text.replace('"choices": {', '"choices": {"x": [1e999], '),
+        lambda text: text.replace('"choices": {', '"choices": {"x": [5.0], '),
+        lambda text: text.replace('"choices": {', '"choices": {"x": ["0"], '),
+        lambda text: text.replace('"choices": {', f'"choices": {{"x": [-1{"0" * 400}], '),
+        lambda text: text.replace('"texts": {', '"texts": {"x": [1.0, 2, 3], '),
+        lambda text: text.replace('"format": 1', '"format": 0'),
+    ],
+    ids=["deep", "torn", "null", "endless", "above-one", "words", "huge", "more-hits", "format"],
+)
+def test_hostile_content_is_said_and_asked_anew(base: Loaded, general: General, spoil) -> None:
+    memory = Memory(base, Watcher())
+    asked = memory.ask(general, nothing)
+    memory.file.write_text(spoil(memory.file.read_text()))
+    listener = Listener()
+    again = Memory(base, listener)
+    assert not again.covers(general)
+    assert "asking again" in listener.said[0]
+    assert again.ask(general, nothing) == asked
