@@ -21,7 +21,7 @@ ROWS_SEEN = 1500
 # for hidden layers in Yang et al. 2022, arXiv:2203.03466, which agrees with the 2e-4 usual at 7B).
 BASE_RATE, BASE_HIDDEN = 2e-3, 576
 # A model's own weights learn at a tenth of the rate of adapters (Schulman et al. 2025, "LoRA
-# without regret"; LAB.md).
+# without regret"); not measured here yet.
 LORA_RATE_FACTOR = 10
 # User turns up to this many words are questions; longer ones are texts, whose every word may count.
 SHORT_QUESTION = 32
@@ -129,7 +129,9 @@ def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Sh
     numbers["learning_rate"] = _given(
         train.learning_rate,
         rate,
-        f"{base:g} up to hidden size {BASE_HIDDEN} (LAB.md), beyond it as 1 / hidden size",
+        f"{base:g} up to hidden size {BASE_HIDDEN} "
+        + ("(LAB.md)" if isinstance(recipe.adapt, Lora) else "(a tenth of what LoRA takes)")
+        + ", beyond it as 1 / hidden size",
     )
     short = rows.question_words <= SHORT_QUESTION
     again = numbers["epochs"].value >= 2
