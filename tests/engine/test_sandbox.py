@@ -30,9 +30,13 @@ def test_a_loop_without_end_is_stopped_and_the_next_conversation_answered(tmp_pa
             assert scribe.stop_ids
             hello = [{"role": "user", "content": "hi"}]
             expected = await scribe.prompt(hello, [])
-            scribe.render_s = 1.0
-            with pytest.raises(MessageError, match="longer than 1 s"):
+            with pytest.raises(UserError, match="stopped: more than .* turns of its loops"):
                 await scribe.prompt(hello * 3, [])
+            assert await scribe.prompt(hello, []) == expected
+            # What gets past the template's own limits meets the child's: it is killed.
+            scribe.render_s = 1e-4
+            with pytest.raises(MessageError, match=r"longer than 0\.0001 s"):
+                await scribe.prompt(hello, [])
             scribe.render_s = 60.0
             assert await scribe.prompt(hello, []) == expected
         finally:

@@ -87,7 +87,7 @@ class OpenVinoCore:
         properties = {
             "INFERENCE_PRECISION_HINT": hint,
             "KV_CACHE_PRECISION": "u8",
-            # Activations stay as they are: in 8 bits they doubled the divergence from fp32 (LAB.md).
+            # Activations stay as they are: 8 bits doubled the divergence from fp32 (LAB.md).
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         }
         self._pipeline = genai.ContinuousBatchingPipeline(
