@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from databases import cluster, ledger, ledger_url  # noqa: F401 - fixtures for every test
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -16,6 +17,10 @@ from timechat.model.render import Renderer
 
 # The fixtures of tests/faults, which has no conftest of its own: two would bear one name.
 pytest_plugins = ["harness", "no_pickle"]
+
+# A busy machine may take a while for a file, so no property has a deadline.
+settings.register_profile("files", deadline=None, max_examples=40)
+settings.load_profile("files")
 
 CHATML = (
     "{% for message in messages %}"
