@@ -30,7 +30,7 @@ def test_a_loop_without_end_is_stopped_and_the_next_conversation_answered(tmp_pa
             assert scribe.stop_ids
             hello = [{"role": "user", "content": "hi"}]
             expected = await scribe.prompt(hello, [])
-            with pytest.raises(UserError, match="stopped: more than .* turns of its loops"):
+            with pytest.raises(UserError, match=r"stopped: more than .* turns of its loops"):
                 await scribe.prompt(hello * 3, [])
             assert await scribe.prompt(hello, []) == expected
             # What gets past the template's own limits meets the child's: it is killed.
