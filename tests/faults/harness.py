@@ -36,9 +36,11 @@ class Zygote:
             env=environment,
         )
 
-    def start(self, out: Path, recipe: Path, arm: tuple[Any, ...] = (), learn: bool = True) -> int:
-        """Begin a run; returns its process id."""
-        ask = {"out": str(out), "recipe": str(recipe), "arm": arm, "only_learn": learn}
+    def start(
+        self, out: Path, recipe: Path, arm: tuple[Any, ...] = (), learn: bool = True, **more: Any
+    ) -> int:
+        """Begin a run; returns its process id. `more` is told in zygote.py."""
+        ask = {"out": str(out), "recipe": str(recipe), "arm": arm, "only_learn": learn, **more}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(ask) + "\n")
         self.process.stdin.flush()
@@ -48,8 +50,10 @@ class Zygote:
         """The exit status of the run under way; minus the signal's number when one ended it."""
         return int(self._answer()["status"])
 
-    def run(self, out: Path, recipe: Path, arm: tuple[Any, ...] = (), learn: bool = True) -> int:
-        self.start(out, recipe, arm, learn)
+    def run(
+        self, out: Path, recipe: Path, arm: tuple[Any, ...] = (), learn: bool = True, **more: Any
+    ) -> int:
+        self.start(out, recipe, arm, learn, **more)
         return self.wait()
 
     def kill_after(self, seconds: float, out: Path, recipe: Path, number: int) -> int:

@@ -16,6 +16,8 @@ from harness import FAIL_FROM, FAIL_ONCE, SHORT_WRITE, Zygote
 from timechat.manifest import newest, verify
 from timechat.stages import keep
 
+# Left to `make test-faults`.
+LATER = (pytest.mark.slow, pytest.mark.faults)
 Finish = Callable[[Path], dict[str, Any]]
 
 
@@ -24,8 +26,15 @@ def errors_of(out: Path) -> list[str]:
     return Path(f"{out}.log").read_text().strip().splitlines()
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("at", [1, 150])
+@pytest.mark.parametrize(
+    ("error", "at"),
+    [
+        (errno.ENOSPC, 150),
+        pytest.param(errno.ENOSPC, 1, marks=LATER),
+        pytest.param(errno.EIO, 1, marks=LATER),
+        pytest.param(errno.EIO, 150, marks=LATER),
+    ],
+)
 def test_a_disk_that_stops_writing_ends_the_run_and_loses_nothing(
     breaking: Zygote,
     recipe: Path,
@@ -65,6 +74,8 @@ def test_one_failed_call_anywhere_in_a_save_is_an_error_or_harmless(
         shutil.rmtree(out)
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 def test_writes_that_come_back_short_lose_nothing(
     breaking: Zygote, recipe: Path, uninterrupted: Any, finish: Finish, tmp_path: Path
 ) -> None:
@@ -85,6 +96,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 def test_a_full_disk_says_what_it_needs_and_goes_on_once_there_is_space(
     zygote: Zygote,
     recipe: Path,

@@ -63,6 +63,8 @@ def test_answering_falls_back_too_and_says_so_but_not_from_what_was_named(
     assert any("adapter_model.safetensors is not what was saved" in line for line in said)
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_whose_newest_checkpoint_is_damaged_ends_in_the_same_bytes(
     done: Path, uninterrupted: Any, finish: Finish, tmp_path: Path
 ) -> None:

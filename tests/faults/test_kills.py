@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from harness import COUNT, KILL_AFTER, KILL_BEFORE, Zygote
 
+# Left to `make test-faults`.
+LATER = (pytest.mark.slow, pytest.mark.faults)
 Finish = Callable[[Path], dict[str, Any]]
 
 
@@ -26,6 +28,8 @@ def kill_at_random(zygote: Zygote, recipe: Path, out: Path, kills: int, seed: in
     return done
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 def test_three_random_kills_change_no_bit(
     zygote: Zygote, recipe: Path, uninterrupted: Any, finish: Finish, tmp_path: Path
 ) -> None:
@@ -57,7 +61,9 @@ def calls(zygote: Zygote, recipe: Path, tmp_path_factory: pytest.TempPathFactory
     return int(Path(f"{out}.calls").read_text())
 
 
-@pytest.mark.parametrize("share", [0.02, 0.4, 0.7])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.02, marks=LATER), 0.4, pytest.param(0.7, marks=LATER)]
+)
 def test_a_kill_at_a_system_call_of_a_save_changes_no_bit(
     breaking: Zygote,
     recipe: Path,

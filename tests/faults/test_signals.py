@@ -16,6 +16,8 @@ from harness import Zygote, write_recipe
 
 from timechat.store import read_lines
 
+# Left to `make test-faults`.
+LATER = (pytest.mark.slow, pytest.mark.faults)
 Finish = Callable[[Path], dict[str, Any]]
 
 
@@ -30,7 +32,9 @@ def await_step(out: Path, step: int) -> None:
     raise TimeoutError(f"{out} never came to step {step}")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=LATER)]
+)
 def test_a_signal_saves_says_how_to_go_on_and_exits_as_promised(
     zygote: Zygote,
     recipe: Path,
@@ -71,6 +75,8 @@ def test_forty_signals_at_random_moments_change_no_bit(
         assert finish(out) == uninterrupted
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 def test_two_signals_end_the_run_at_once_and_lose_only_steps(
     zygote: Zygote, uninterrupted: Any, recipe: Path, finish: Finish, tmp_path: Path
 ) -> None:
@@ -85,6 +91,8 @@ def test_two_signals_end_the_run_at_once_and_lose_only_steps(
     assert finish(out) == uninterrupted
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_that_is_frozen_and_thawed_changes_no_bit(
     zygote: Zygote, recipe: Path, uninterrupted: Any, finish: Finish, tmp_path: Path
 ) -> None:

@@ -1,7 +1,9 @@
 """A process with everything imported, which forks a child for each tiny run it is asked for.
 
-    python zygote.py     one JSON request a line on standard input: {out, recipe, arm, only_learn};
-                         answers {"pid"} when the child begins and {"status", "calls"} at its end
+    python zygote.py     one JSON request a line on standard input: {out, recipe, arm, only_learn},
+                         also `allow` and `poison` (the first step whose loss is not a number, and
+                         how many times); answers {"pid"} when the child begins and
+                         {"status"} at its end
 
 Importing takes seconds and a tiny run a fraction of one, so that hundreds of kills are affordable.
 The fork is safe because nothing here has computed anything yet, and one thread computes.
@@ -27,6 +29,7 @@ from timechat.recipe import load_recipe
 from timechat.stages import plan as plan_stage
 from timechat.stages import train as train_stage
 from timechat.stages.watch import Watcher
+from timechat.training.loop import Trainer
 
 
 class Telling(Watcher):
@@ -40,6 +43,25 @@ def only_learn(room: Any) -> Any:
     (room.out / "learnt").write_text("yes")
 
 
+def poison(first: int, times: int) -> None:
+    """Let the loss of training be no number, from a step on, so many times.
+
+    The checks before training take steps too, and nobody asks them to stop: they are left alone.
+    """
+    real = Trainer.backward
+    left = [times]
+
+    def backward(self: Trainer, *arguments: Any, **named: Any) -> tuple[float, float | None]:
+        loss, held = real(self, *arguments, **named)
+        is_training = getattr(arguments[-1], "__name__", "") == "is_asked"
+        if is_training and self.step + 1 >= first and left[0] > 0:
+            left[0] -= 1
+            return float("nan"), held
+        return loss, held
+
+    Trainer.backward = backward
+
+
 def work(ask: dict[str, Any]) -> int:
     log = os.open(f"{ask['out']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 2)
@@ -49,14 +71,16 @@ def work(ask: dict[str, Any]) -> int:
     suite._rows = lambda name: whole(name)[::80]
     if ask["only_learn"]:
         train_stage._run = only_learn
+    if ask.get("poison"):
+        poison(*ask["poison"])
     library = ctypes.CDLL(None)
     if ask.get("arm"):
         folder, how, at, error = ask["arm"]
         library.fault_arm(folder.encode(), how, ctypes.c_long(at), error)
     signals.install()
-    out = Path(ask["out"])
+    out, allow = Path(ask["out"]), ask.get("allow", ())
     try:
-        train_stage.train(load_recipe(Path(ask["recipe"])), out, Telling(), signals.STOP)
+        train_stage.train(load_recipe(Path(ask["recipe"])), out, Telling(), signals.STOP, allow)
     except StoppedError as stopped:
         return stopped.exit_status
     except (TimeChatError, OSError, RuntimeError) as error:

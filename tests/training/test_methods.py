@@ -18,7 +18,13 @@ from timechat.model.load import Loaded, Source, load, resolve
 from timechat.model.recompute import recompute_layers
 from timechat.model.render import Renderer
 from timechat.training import checkpoint
-from timechat.training.loop import Settings, Trainer, fit, learning_rate
+from timechat.training.loop import (
+    Settings,
+    StepInterruptedError,
+    Trainer,
+    fit,
+    learning_rate,
+)
 
 SETTINGS = Settings(
     num_steps=50, learning_rate=2e-3, warmup_steps=5, weight_decay=0.1, clip=1.0, replay_weight=1.0
@@ -170,6 +176,41 @@ def test_resumed_equals_uninterrupted_byte_for_byte(method: str, tmp_path: Path)
     second = fresh()
     checkpoint.restore(tmp_path / "half", second, IDENTITY)
     list(fit(second, steps))
+    save(second, "resumed")
+    files = list((tmp_path / "whole").rglob("*.safetensors"))
+    assert len(files) >= 3
+    for file in files:
+        other = tmp_path / "resumed" / file.relative_to(tmp_path / "whole")
+        assert file.read_bytes() == other.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@each_method
+def test_stopped_between_two_micro_batches_it_ends_in_the_same_bytes(
+    method: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, num_steps=5, average_steps=3.0)
+    steps = [lambda i=i: tuple(pack([r], held()) for r in rows()[i % 2 :]) for i in range(5)]
+
+    def fresh() -> Trainer:
+        model = base_for(method).to(dtype)
+        return Trainer(model, settings, start(model, method))
+
+    def save(trainer: Trainer, name: str) -> None:
+        loaded = loaded_of(trainer.model, tmp_path)
+        checkpoint.save(tmp_path / name, trainer, loaded, IDENTITY, {})
+
+    whole = fresh()
+    losses = [record.loss for record in fit(whole, steps)]
+    save(whole, "whole")
+    first = fresh()
+    with pytest.raises(StepInterruptedError):
+        list(fit(first, steps, lambda: first.step == 2))
+    assert first.begun.batches == 1
+    save(first, "half")
+    second = fresh()
+    checkpoint.restore(tmp_path / "half", second, IDENTITY)
+    assert [record.loss for record in fit(second, steps)] == losses[2:]
     save(second, "resumed")
     files = list((tmp_path / "whole").rglob("*.safetensors"))
     assert len(files) >= 3

@@ -111,11 +111,11 @@ def settle(
             watcher.say(f"the {name} changed, as allowed")
             _forget(out)
         _keep_threads(int(then["threads"]), watcher)
-        _say_libraries(then, now, watcher)
+        _note_libraries(out, then, now, watcher)
     if not path.is_file():
         whole = {**now, "threads": torch.get_num_threads(), "fingerprints": prints}
         write_json(path, {**whole, "former": former, "recipe": recipe.model_dump(mode="json")})
-    return Record(prints, former, now["made_by"])
+    return Record(prints, former, read_json(path)["made_by"])
 
 
 def recipe_print(recipe: Recipe) -> str:
@@ -236,13 +236,24 @@ def _keep_threads(threads: int, watcher: Watcher) -> None:
         torch.set_num_threads(threads)
 
 
-def _say_libraries(then: Mapping[str, Any], now: Mapping[str, Any], watcher: Watcher) -> None:
+def _note_libraries(
+    out: Path, then: Mapping[str, Any], now: Mapping[str, Any], watcher: Watcher
+) -> None:
+    """Say and record what else computes from here on: code, libraries, number format."""
     old, new = then["made_by"], now["made_by"]
     changed = [f"{n} {old.get(n)} is now {new[n]}" for n in new if old.get(n) != new[n]]
     if then["dtype"] != now["dtype"]:
         changed.append(f"the number format {then['dtype']} is now {now['dtype']}")
-    if changed:
-        watcher.say(
-            f"not what the run began with: {'; '.join(changed)}. It goes on, but its last bits may "
-            "differ from a run that never stopped"
-        )
+    if not changed:
+        return
+    watcher.say(
+        f"not what the run began with: {'; '.join(changed)}. It goes on, but its last bits may "
+        "differ from a run that never stopped"
+    )
+    note(out, "changed", what="libraries", keys=changed)
+    path = out / ENVIRONMENT
+    if path.is_file():  # else it is written anew, with what there is now
+        kept = read_json(path)
+        before = [*kept.get("made_before", []), old]
+        fresh = {"made_by": new, "made_before": before, "dtype": now["dtype"]}
+        write_json(path, {**kept, **fresh})
