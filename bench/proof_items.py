@@ -60,6 +60,16 @@ def near(right: int, chance: random.Random, *likely: int) -> list[str]:
     return [str(n) for n in dict.fromkeys(pool) if n >= 0 and n != right][:3]
 
 
+def apart(right: int, chance: random.Random) -> list[str]:
+    """Three wrong numbers that nothing in the question suggests, seven times as far off as `near`.
+
+    For questions whose own numbers tempt a small model more than the right one: with those among
+    the answers it is never right, and a group that stands at nothing cannot show a loss.
+    """
+    pool = (right + 7 * step for step in chance.sample((-10, -3, -2, -1, 1, 2, 3, 10), 8))
+    return [str(n) for n in pool if n > 0][:3]
+
+
 def addition(chance: random.Random) -> Item:
     a, b = chance.randint(21, 79), chance.randint(12, 68)
     return f"What is {a} + {b}?", str(a + b), near(a + b, chance)
@@ -91,34 +101,34 @@ def sequence(chance: random.Random) -> Item:
     first, step = chance.randint(1, 20), chance.choice((2, 3, 4, 5, 10))
     shown = ", ".join(str(first + step * i) for i in range(4))
     right = first + 4 * step
-    return f"Which number comes next: {shown}?", str(right), near(right, chance, first + 3 * step)
+    return f"Which number comes next: {shown}?", str(right), apart(right, chance)
 
 
 def doubling(chance: random.Random) -> Item:
     a = chance.randint(12, 60)
     if chance.random() < 0.5:
-        return f"What is twice {a}?", str(2 * a), near(2 * a, chance, a)
-    return f"What is half of {2 * a}?", str(a), near(a, chance, 2 * a)
+        return f"What is twice {a}?", str(2 * a), apart(2 * a, chance)
+    return f"What is half of {2 * a}?", str(a), apart(a, chance)
 
 
 def buying(chance: random.Random) -> Item:
     name, thing = chance.choice(NAMES), chance.choice(THINGS)
     a, b = chance.randint(4, 20), chance.randint(2, 9)
     text = f"{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have now?"
-    return text, str(a + b), near(a + b, chance, a, b)
+    return text, str(a + b), apart(a + b, chance)
 
 
 def giving(chance: random.Random) -> Item:
     name, thing = chance.choice(NAMES), chance.choice(THINGS)
     a, b = chance.randint(11, 25), chance.randint(2, 9)
     text = f"{name} has {a} {thing} and gives away {b}. How many {thing} are left?"
-    return text, str(a - b), near(a - b, chance, a, a + b)
+    return text, str(a - b), apart(a - b, chance)
 
 
 def pricing(chance: random.Random) -> Item:
     a, b = chance.randint(2, 6), chance.randint(2, 9)
     text = f"One ticket costs {b} dollars. How many dollars do {a} tickets cost?"
-    return text, str(a * b), near(a * b, chance, a + b, b)
+    return text, str(a * b), apart(a * b, chance)
 
 
 def past(chance: random.Random) -> Item:
@@ -129,7 +139,7 @@ def past(chance: random.Random) -> Item:
 
 def perfect(chance: random.Random) -> Item:
     verb = chance.choice(list(PAST))
-    wrong = [PAST[verb], verb, f"{verb}ing"]
+    wrong = [f"{verb}s", f"will {verb}", f"is {verb}"]
     return f'Fill the gap with a form of "{verb}": "She has ___."', PARTICIPLES[verb], wrong
 
 
@@ -159,14 +169,14 @@ def comparative(chance: random.Random) -> Item:
     word = chance.choice(list(COMPARED))
     more, most = COMPARED[word]
     text = f'Fill the gap with a form of "{word}": "Mine is ___ than yours."'
-    return text, more, [word, most, f"more {more}"]
+    return text, more, [f"most {word}", f"{most} as", f"very {word}"]
 
 
 def superlative(chance: random.Random) -> Item:
     word = chance.choice(list(COMPARED))
     more, most = COMPARED[word]
     text = f'Fill the gap with a form of "{word}": "It is the ___ of all."'
-    return text, most, [word, more, f"most {most}"]
+    return text, most, [f"very {word}", f"{more} than", f"as {word}"]
 
 
 def article(chance: random.Random) -> Item:

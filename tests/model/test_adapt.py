@@ -9,6 +9,7 @@ import torch
 from conftest import build_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from timechat.errors import CheckpointError, ModelError
 from timechat.model.adapt import (
@@ -136,3 +137,10 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
 def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(ModelError, match="no linear layer"):
         attach(torch.nn.Embedding(3, 4), 2, 4.0, "mlp")
+
+
+def test_a_model_of_other_layers_is_refused_with_what_works() -> None:
+    config = GPT2Config(vocab_size=264, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    config.bos_token_id = config.eos_token_id = 0
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*Conv1D.*adapt.method=full works"):
+        attach(GPT2LMHeadModel(config), 4, 8.0, "all")

@@ -118,6 +118,79 @@ def test_an_endpoint_that_answers_nothing_is_an_error_and_no_verdict(
         )  # fmt: skip
 
 
+class Service(BaseHTTPRequestHandler):
+    """`chat` knows the answer, `fair` judges by it, `first` always takes the first answer."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        text = asked["messages"][-1]["content"]
+        content = {"chat": lambda _: "It is green.", "fair": judge, "first": lambda _: "A"}
+        said = content[asked["model"]](text)
+        body = {"model": asked["model"], "choices": [{"message": {"content": said}}]}
+        body["usage"] = {"prompt_tokens": 7, "completion_tokens": 2}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing is printed."""
+
+
+def judge(text: str) -> str:
+    first, second = text.split("Answer A:\n")[1].split("\n\nAnswer B:\n")
+    right = ["green" in answer for answer in (first, second)]
+    return "TIE" if right[0] == right[1] else "A" if right[0] else "B"
+
+
+@pytest.fixture
+def service() -> Generator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Service)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_judge_sees_who_is_better_and_is_believed_when_it_passes_its_controls(
+    tiny_base: Path, questions: Path, tmp_path: Path, service: str
+) -> None:
+    names, options = [str(tiny_base), f"{service}#chat"], Options(judge=f"{service}#fair")
+    report, out = versus(names, questions, "", tmp_path / "out", Watcher(), options)
+    found = read_json(out / "report.json")["details"]["judge"]
+    assert found["believable"]
+    assert found["consistency"] == found["measure"]["after"] == 1.0
+    assert found["cost"]["completion_tokens"] > 0
+    assert any(line.startswith("judge fair: the new answers win 100%") for line in report.findings)
+    assert report.task.name == "answer score"
+    again = Options(judge=f"{service}#fair", offline=True)
+    versus(names, questions, "", out, Watcher(), again)
+    assert read_json(out / "report.json")["details"]["judge"]["measure"] == found["measure"]
+
+
+def test_a_judge_that_always_takes_the_first_is_named(
+    tiny_base: Path, questions: Path, tmp_path: Path, service: str
+) -> None:
+    names, options = [str(tiny_base), f"{service}#chat"], Options(judge=f"{service}#first")
+    report, _ = versus(names, questions, "", tmp_path / "out", Watcher(), options)
+    told = " ".join(report.findings)
+    assert "not to be believed: it prefers whichever answer stands first (100%" in told
+
+
+def test_a_hosted_model_is_an_arm_beside_two_local_ones(
+    tiny_base: Path, questions: Path, tmp_path: Path, service: str
+) -> None:
+    names = [str(tiny_base), str(tiny_base)]
+    options = Options(hosted=f"{service}#chat")
+    _, out = versus(names, questions, "", tmp_path / "out", Watcher(), options)
+    (arm,) = read_json(out / "report.json")["details"]["arms"]
+    assert arm["name"] == "hosted chat"
+    assert arm["against_base"]["after"] == 1.0
+    assert arm["cost"]["prompt_tokens"] == 12 * 7
+    assert "hosted chat" in (out / "report.html").read_text()
+
+
 def test_unknown_arms_and_retrieval_without_documents_are_refused() -> None:
     with pytest.raises(RecipeError, match="did you mean 'prompt'"):
         parse_arms("promt", None)

@@ -146,6 +146,12 @@ def target_layers(
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | QuantLinear) and layer is not head
     }
+    if not linear:
+        kinds = sorted({type(m).__name__ for m in model.modules() if _is_matrix(m)})
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer that an adapter could sit beside "
+            f"(its matrices are {', '.join(kinds)}): adapt.method=full works"
+        )
     if not isinstance(targets, str):
         for pattern in targets:
             if not any(matches(name, pattern) for name in linear):
@@ -163,6 +169,11 @@ def target_layers(
     if not linear:
         raise ModelError(f"the model has no linear layer for adapt.targets = {targets!r}")
     return linear
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return not isinstance(module, nn.Embedding) and weight is not None and weight.dim() == 2
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

@@ -142,7 +142,7 @@ def _probe(example: Example) -> gate.Probe:
 
 def check_retention(measure: Measure, margin: float, num_general: int = 0) -> Check:
     """`num_general` is how many general questions there are, where fewer were asked."""
-    of = f"{measure.n} of {num_general:,}" if measure.n < num_general else f"{measure.n}"
+    of = f"{measure.n:,} of {num_general:,}" if measure.n < num_general else f"{measure.n:,}"
     low, high = measure.ci95
     return Check(
         "retention",
