@@ -165,7 +165,8 @@ def _kind(name: str, pattern: str, check: Callable[[str], bool], hint: str = "")
     return _Kind(name, re.compile(pattern), check, re.compile(hint) if hint else _DIGITS)
 
 
-# In order: what is certain goes first, so that a card is not half a phone number.
+# In order: what is certain goes first, so that a card is not half a phone number. Nor is the rest
+# of a longer number one: a phone number that begins with 0 has no digits before it.
 KINDS = (
     _kind("e-mail", r"[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b",
           bool, "@"),
@@ -182,8 +183,9 @@ KINDS = (
     _kind("IP address", r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)", _is_address),
     _kind("IP address", r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{1,4}(?![\w:])",
           _is_address, ":[0-9A-Fa-f]*:"),
-    _kind("phone", r"(?<![\w+])(?:\+|00)[1-9]\d{0,2}(?:[ ./-]?\(?\d{1,5}\)?){2,6}(?!\w)",
+    _kind("phone", r"(?<![\w+])(?:\+|(?<!\d[ -])00)[1-9]\d{0,2}(?:[ ./-]?\(?\d{1,5}\)?){2,6}(?!\w)",
           _is_phone),
     _kind("phone", r"(?<![\w-])\(?[2-9]\d{2}\)?[ .-]{1,2}\d{3}[ .-]\d{4}(?![\w-])", _is_phone),
-    _kind("phone", r"(?<![\w.-])0\d{2,4}[ /-]\d{3,8}(?:[ -]\d{2,5}){0,3}(?![\w-])", _is_phone),
+    _kind("phone", r"(?<![\w.-])(?<!\d )0\d{2,4}[ /-]\d{3,8}(?:[ -]\d{2,5}){0,3}(?![\w-])",
+          _is_phone),
 )  # fmt: skip
