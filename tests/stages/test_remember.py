@@ -73,6 +73,24 @@ def test_another_base_is_another_file(base: Loaded, tmp_path: Path) -> None:
     assert Memory(load(resolve(str(other))), Watcher()).file != first
 
 
+def test_other_code_knows_nothing_of_what_was_answered(
+    base: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Memory(base, Watcher()).file
+    monkeypatch.setattr(remember, "code_digest", lambda: "other")
+    assert Memory(base, Watcher()).file != first
+
+
+def test_the_oldest_bases_are_forgotten(base: Loaded, general: General) -> None:
+    memory = Memory(base, Watcher())
+    memory.file.parent.mkdir(parents=True)
+    for i in range(remember.MAX_FILES + 3):
+        (memory.file.parent / f"{i}.json").write_text("{}")
+    memory.ask(General(general.choices[:2], (), ()), nothing)
+    assert len(list(memory.file.parent.iterdir())) == remember.MAX_FILES
+    assert memory.file.is_file()
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -1,6 +1,6 @@
 """What a base answered to the general suite, kept in the user's cache and not asked again.
 
-One file for a base (its folder's digest), how it computes and the library that does; in it one
+One file for a base (its folder's digest), how it computes and the code that does; in it one
 value for each question, under a digest of the question's own token ids: another template, tokenizer
 or wording is another question. Whatever in the file is not exactly what this file writes is not
 used and not mended: the whole file is left aside, said, and written anew.
@@ -26,11 +26,14 @@ from timechat.evals.suite import Choice, General
 from timechat.model.load import Loaded, digest_folder
 from timechat.model.paths import path_of
 from timechat.model.starter import cache_folder
+from timechat.stages.environment import code_digest
 from timechat.stages.watch import Watcher
 from timechat.store import write_text
 
 FORMAT = 1
 MAX_BYTES = 16_000_000
+# About 5 MB: every change of this package's own code makes its bases unknown again.
+MAX_FILES = 32
 
 Values = dict[str, list[float]]
 Results = tuple[list[Choosing], list[Likelihood], list[Likelihood]]
@@ -84,6 +87,7 @@ class Memory:
         content = {"key": self.key, "choices": self.choices, "texts": self.texts}
         with suppress(OSError):  # a read-only cache only costs time
             write_text(self.file, json.dumps(content))
+            _forget_oldest(self.file.parent)
 
     def _choosing(self, choice: Choice) -> Choosing:
         values = tuple(self.choices[print_choice(choice)])
@@ -131,6 +135,12 @@ def _print(content: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def _forget_oldest(folder: Path) -> None:
+    files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+    for file in files[:-MAX_FILES]:
+        file.unlink(missing_ok=True)
+
+
 def _key(loaded: Loaded) -> dict[str, Any]:
     """Everything that the numbers depend on, beside the questions."""
     return {
@@ -139,6 +149,7 @@ def _key(loaded: Loaded) -> dict[str, Any]:
         "dtype": str(loaded.model.dtype),
         "device": loaded.model.device.type,
         "read": path_of(loaded.model).name,
+        "code": code_digest(),
         "libraries": [torch.__version__, transformers.__version__],
     }
 
