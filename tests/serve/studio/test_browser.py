@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,21 +199,3 @@ def test_the_runs_page_draws_the_curve_and_the_six_checks(
         api.expect(page.get_by_text("all rows")).to_be_visible()
         page.get_by_role("link", name="chat with it").click()
         api.expect(page.locator("#model")).to_have_value("shop")
-
-
-def test_forty_pages_opened_and_closed_leave_nothing_open(
-    studio: Site, browser: api.Browser
-) -> None:
-    def handles() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    with listening(studio) as address:
-        context = browser.new_context()
-        for i in range(40):
-            page = context.new_page()
-            page.goto(address, wait_until="commit")
-            page.close()
-            if i == 10:
-                before = handles()
-        context.close()
-        assert handles() <= before + 5
