@@ -6,22 +6,18 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from timechat.ledger.chats import Chat, find_chat, keep_chat, list_chats, remove_chat
 from timechat.serve.errors import ApiError
 from timechat.serve.gate import gate_of
-from timechat.serve.studio.desk import desk_of
+from timechat.serve.studio.desk import Part, desk_of
 
 router = APIRouter(tags=["studio"])
 
 ChatId = Annotated[str, Path(pattern=r"^[0-9A-Za-z-]{1,64}$")]
 Text = Annotated[str, Field(max_length=1_000_000)]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class AnswerPart(Part):

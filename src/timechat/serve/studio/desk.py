@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastapi import Request
+from pydantic import BaseModel, ConfigDict
 
 from timechat.ledger.annotation import Queue, open_queue
 from timechat.ledger.database import Ledger
@@ -16,6 +17,12 @@ from timechat.stages.annotate import open_folder
 
 # Where corrections of a model go that is no run and so has no folder of its own to keep them.
 OTHERS = "corrections"
+
+
+class Part(BaseModel):
+    """What a page sends, or a part of it: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from timechat.conversation import Message
 from timechat.ledger.annotation import Answer, Item, Judgement, Queue
 from timechat.serve.gate import gate_of
-from timechat.serve.studio.desk import desk_of
+from timechat.serve.studio.desk import Part, desk_of
 from timechat.stages.annotate import measure_agreement
 
 router = APIRouter(tags=["studio"])
@@ -24,10 +24,6 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 VERDICTS = {"good": "right", "bad": "wrong", "correct": "corrected"}
 # On the screen the answers stand in an order of their own; the judgement is of the item's.
 OTHER_SIDE = {"first": "second", "second": "first"}
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class Words(Part):
@@ -52,7 +48,7 @@ class Correction(Said):
     answer: Text
     verdict: Literal["good", "bad", "correct"]
     value: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
-    others: Annotated[list[Text], Field(max_length=20)] = []
+    others: Annotated[list[Text], Field(default_factory=list, max_length=20)]
 
 
 class Pick(Said):

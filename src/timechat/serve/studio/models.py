@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from timechat.serve.errors import ApiError
 from timechat.serve.gate import gate_of
-from timechat.serve.studio.desk import desk_of, run_of
+from timechat.serve.studio.desk import Part, desk_of, run_of
 from timechat.serve.studio.earlier import kept_steps
 
 router = APIRouter(tags=["studio"])
 
 
-class Step(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class Step(Part):
     model: str
     step: Annotated[int, Field(ge=0)]
 
