@@ -1,0 +1,76 @@
+"""Proof: any two models on any questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from timechat.cli.options import JSON, STRICT, finish
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--questions", type=click.Path(path_type=Path), help="Rows; last turn = reference.")
+@click.option("--system", default="", help="System prompt of questions that bring none.")
+@click.option("--arms", default="", help="Of prompt,few-shot,retrieval,tuned-retrieval.")
+@click.option(
+    "--documents", type=click.Path(path_type=Path), help="What retrieval looks things up in."
+)
+@click.option("--hosted", default="", metavar="URL#MODEL", help="One more arm: a hosted model.")
+@click.option("--judge", default="", metavar="URL#MODEL", help="A model that judges the pairs.")
+@click.option(
+    "--format", "wanted", default="", help="Answers should be json, regex:…, or a schema file."
+)
+@click.option("--offline", is_flag=True, help="Only recorded answers of endpoints; ask nothing.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to leave the report.")
+@STRICT
+@JSON
+def compare(
+    models: tuple[str, ...],
+    questions: Path | None,
+    system: str,
+    arms: str,
+    documents: Path | None,
+    hosted: str,
+    judge: str,
+    wanted: str,
+    offline: bool,
+    out: Path | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Before and after of a run again, or any two models on any questions.
+
+    Arms ask whether training was needed: the base with a good prompt, with training examples in
+    the prompt, with documents to look things up in. Endpoints take their key from
+    TIMECHAT_API_KEY or OPENAI_API_KEY.
+
+    \b
+    timechat compare runs/demo
+    timechat compare starter runs/demo --questions mine.jsonl --out report
+    timechat compare runs/demo --arms prompt,few-shot,retrieval --documents handbook/
+    timechat compare runs/demo http://127.0.0.1:8000/v1#other --questions mine.jsonl
+    """
+    from timechat.cli.display import Display
+    from timechat.stages.arms import parse_arms
+    from timechat.stages.versus import Options, versus
+
+    options = Options(
+        parse_arms(arms, documents), documents, hosted, judge, _format(wanted), offline
+    )
+    report, folder = versus(models, questions, system, out, Display(), options)
+    finish(report, folder, strict, as_json)
+
+
+def _format(wanted: str) -> str:
+    """A format as the scorers read it: a file's text where one is named; refused if it is none."""
+    from timechat.evals.texts import format_check
+
+    file = Path(wanted)
+    text = (
+        file.read_text(encoding="utf-8") if wanted.endswith(".json") and file.is_file() else wanted
+    )
+    if text:
+        format_check(text)
+    return text
