@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
@@ -175,6 +176,86 @@ def test_a_formula_is_never_worked_out(tmp_path: Path) -> None:
     assert reasons(tmp_path / "a.xlsx") == {3: "formula_without_value"}
     said = [tuple(m.content for m in f.messages) for f in found if isinstance(f, Conversation)]
     assert said == [("q", "a"), ("'=x", "7"), ("q2", "7")]
+
+
+def workbook(path: Path, rows: dict[int, list[str]]) -> bytes:
+    """A workbook with these rows at these numbers and none between."""
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    for number, cells in rows.items():
+        for column, text in enumerate(cells, 1):
+            sheet.cell(number, column).value = text
+    book.save(path)
+    return path.read_bytes()
+
+
+def changed(path: Path, old: bytes, new: bytes) -> None:
+    """The first sheet of a workbook with some of its XML replaced."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    assert old in parts[sheet]
+    parts[sheet] = parts[sheet].replace(old, new)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+def test_rows_below_any_number_of_blank_ones_are_read(tmp_path: Path) -> None:
+    workbook(tmp_path / "a.xlsx", {1: ["text", "label"], 2: ["q", "a"], 30_000: ["q", "b", "c"]})
+    found = list(only(tmp_path / "a.xlsx").rows())
+    assert [row.line for row in found] == [2, 30_000]
+    assert reasons(tmp_path / "a.xlsx") == {30_000: "ragged_row"}
+
+
+def test_a_sheet_is_read_to_its_end_whatever_size_it_says_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.xlsx"
+    workbook(path, {1: ["text", "label"]} | {i: ["q", "a"] for i in range(2, 50)})
+    changed(path, b'<dimension ref="A1:B49"', b'<dimension ref="A1:A2"')
+    assert [row.line for row in only(path).rows()] == list(range(2, 50))
+    assert reasons(path) == {}
+
+
+@pytest.mark.parametrize("number", [b"2000000000", b"junk"])
+def test_a_row_number_that_no_sheet_can_have_is_one_error(tmp_path: Path, number: bytes) -> None:
+    path = tmp_path / "a.xlsx"
+    workbook(path, {1: ["text", "label"], 2: ["q", "a"], 9: ["q", "b"]})
+    changed(path, b'<row r="9"', b'<row r="' + number + b'"')
+    with pytest.raises(DataError, match=r"a\.xlsx sheet 'Sheet' (counts more|is damaged)"):
+        list(only(path).rows())
+
+
+def test_a_sheet_that_breaks_off_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.xlsx"
+    workbook(path, {1: ["text", "label"], 2: ["q", "a"], 9: ["q", "b"]})
+    changed(path, b"</sheetData>", b"<row")
+    with pytest.raises(DataError, match="is damaged") as caught:
+        list(only(path).rows())
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_unpacked_to_disk_is_bounded_and_gone_after_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    content = workbook(tmp_path / "a.xlsx", {1: ["text", "label"], 2: ["q", "a"]})
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.xlsx", content)
+    source = only(tmp_path / "a.zip")
+    assert len(list(scratch.iterdir())) == 1
+    assert [row.line for row in source.rows()] == [2]
+    assert source.path == tmp_path / "a.zip"
+    del source
+    gc.collect()
+    assert list(scratch.iterdir()) == []
+    monkeypatch.setattr(blobs, "COPY_BYTES", len(content) - 1)
+    with pytest.raises(DataError, match=r"a\.zip/a\.xlsx unpacks to more than"):
+        only(tmp_path / "a.zip")
+    gc.collect()
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -86,11 +86,11 @@ def arrow(rows: list[Fields]) -> bytes:
     return out.getvalue()
 
 
-def zipped(rows: list[Fields]) -> bytes:
+def zipped(name: str, content: bytes) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("inner/rows.jsonl", jsonl(rows))
-        archive.writestr("__MACOSX/._rows.jsonl", b"junk")
+        archive.writestr(f"inner/{name}", content)
+        archive.writestr(f"__MACOSX/._{name}", b"junk")
     return out.getvalue()
 
 
@@ -102,9 +102,13 @@ CONTAINERS: dict[str, Callable[[list[Fields]], bytes]] = {
     "stream.json": lambda rows: "\n".join(json.dumps(row, indent=1) for row in rows).encode(),
     "a.jsonl.gz": lambda rows: gzip.compress(jsonl(rows)),
     "a.jsonl.zst": lambda rows: zstandard.compress(jsonl(rows)),
-    "a.zip": zipped,
+    "a.zip": lambda rows: zipped("rows.jsonl", jsonl(rows)),
+    "a.zip.gz": lambda rows: gzip.compress(zipped("rows.jsonl.gz", gzip.compress(jsonl(rows)))),
     "a.parquet": parquet,
+    "a.parquet.gz": lambda rows: gzip.compress(parquet(rows)),
+    "parquet.zip": lambda rows: zipped("rows.parquet", parquet(rows)),
     "a.arrow": arrow,
+    "arrow.zip": lambda rows: zipped("rows.arrow", arrow(rows)),
     "utf16.jsonl": lambda rows: jsonl(rows).decode().encode("utf-16"),
     "mark.jsonl": lambda rows: b"\xef\xbb\xbf" + jsonl(rows),
     "disguised.txt": jsonl,
@@ -118,6 +122,8 @@ TABLES: dict[str, Callable[[list[Fields]], bytes]] = {
     "wide.csv": lambda rows: table(rows).decode().encode("utf-16"),
     "a.csv.gz": lambda rows: gzip.compress(table(rows)),
     "a.xlsx": workbook,
+    "a.xlsx.zst": lambda rows: zstandard.compress(workbook(rows)),
+    "xlsx.zip": lambda rows: zipped("rows.xlsx", workbook(rows)),
 }
 
 

@@ -144,12 +144,25 @@ def as_zstd(found: list[Fields]) -> Written:
     return f"{name}.zst", zstandard.compress(content), line, broken
 
 
-def as_zip(found: list[Fields]) -> Written:
-    name, content, line, broken = (as_jsonl if "messages" in found[0] else as_table)(found)
+def zipped(written: Written) -> Written:
+    name, content, line, broken = written
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, content)
     return "a.zip", out.getvalue(), line, broken
+
+
+def as_zip(found: list[Fields]) -> Written:
+    return zipped(as_table(found) if is_flat(found) else as_jsonl(found))
+
+
+def as_packed_binary(found: list[Fields]) -> Written:
+    """What is read back and forth, inside an archive: a workbook or a Parquet file."""
+    return zipped(as_workbook(found) if is_flat(found) else as_parquet(found))
+
+
+def is_flat(found: list[Fields]) -> bool:
+    return not any(isinstance(value, list) for value in found[0].values())
 
 
 WRITERS = {
@@ -161,11 +174,15 @@ WRITERS = {
     "gz": as_gzip,
     "zst": as_zstd,
     "zip": as_zip,
+    "zipped binary": as_packed_binary,
 }
 FLAT = [shape for shape in SHAPES if shape not in ("chat", "sharegpt")]
-CASES = [(shape, kind) for kind in ("jsonl", "json", "parquet") for shape in SHAPES]
-CASES += [(shape, kind) for kind in ("csv", "xlsx") for shape in FLAT]
-CASES += [(shape, kind) for kind in ("gz", "zst", "zip") for shape in ("chat", "text_label")]
+CASES = [
+    (shape, kind)
+    for kind in WRITERS
+    for shape in SHAPES
+    if shape in FLAT or kind not in ("csv", "xlsx")
+]
 
 
 def ledger(prepared: Prepared) -> dict[int, str]:

@@ -1,19 +1,24 @@
 """Files as streams of bytes: plain, gzip, zstd, or a member of a zip archive.
 
-Nothing is ever unpacked to disk, and what unpacks to far more than it was is refused while it is
-read, so a bomb costs a bounded time and no memory. What the bytes mean is `data.containers`'.
+What unpacks to far more than it was is refused while it is read, so a bomb costs a bounded time and
+no memory. Only formats that are read back and forth (Parquet, Arrow, Excel, a zip archive that is
+packed itself) are unpacked to disk, bounded and for as long as they are read. What the bytes mean
+is `data.containers`'.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import os
 import stat
+import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -25,9 +30,21 @@ from timechat.errors import DataError
 BOMB_BYTES = 1 << 30
 BOMB_RATIO = 200
 MAX_MEMBERS = 100_000
+# What may lie unpacked on disk of one packed file.
+COPY_BYTES = 4 << 30
 GZIP, ZSTD, ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
 # Windows of 128 MiB are the largest that the zstd tool itself reads without being asked.
 ZSTD_WINDOW = 1 << 27
+
+
+class Copy:
+    """A file of unpacked bytes that is removed when nothing refers to this any more."""
+
+    def __init__(self, suffix: str) -> None:
+        handle, name = tempfile.mkstemp(prefix="timechat-", suffix=suffix)
+        os.close(handle)
+        self.path = Path(name)
+        weakref.finalize(self, self.path.unlink, missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +54,12 @@ class Blob:
     name: str
     path: Path
     member: str = ""
+    copy: Copy | None = field(default=None, compare=False)
+
+    @property
+    def place(self) -> Path:
+        """Where its bytes are: the user's file, or a copy of what is packed in it."""
+        return self.path if self.copy is None else self.copy.path
 
     @property
     def file_name(self) -> str:
@@ -83,6 +106,35 @@ def open_blob(blob: Blob) -> Generator[BinaryIO]:
         raise DataError(f"{blob.name} cannot be read: {why}") from None
 
 
+def on_disk(blob: Blob) -> Blob:
+    """`blob` as a file that can be read back and forth: itself where it is one, else a copy.
+
+    Raises DataError when it unpacks to more than `COPY_BYTES`, or the disk is full.
+    """
+    with _open_packed(blob) as (packed, _):
+        head = packed.peek(4)[:4]
+    if not (blob.member or head.startswith(GZIP) or head == ZSTD):
+        return blob
+    copy = Copy(blob.suffix)
+    size = 0
+    with open_blob(blob) as stream, copy.path.open("wb") as file:
+        while piece := stream.read(1 << 20):
+            size += len(piece)
+            if size > COPY_BYTES:
+                raise DataError(
+                    f"{blob.name} unpacks to more than {COPY_BYTES:,} bytes: unpack it by hand"
+                )
+            try:
+                file.write(piece)
+                file.flush()
+            except OSError as error:
+                raise DataError(
+                    f"{blob.name} cannot be unpacked into {copy.path.parent}: {error.strerror}; "
+                    "set TMPDIR to a folder with room, or unpack it by hand"
+                ) from None
+    return replace(blob, member="", copy=copy)
+
+
 def read_head(blob: Blob, size: int) -> bytes:
     """The first `size` bytes, unpacked."""
     with open_blob(blob) as stream:
@@ -92,7 +144,7 @@ def read_head(blob: Blob, size: int) -> bytes:
 def list_members(blob: Blob) -> list[str]:
     """The files in a zip archive. Raises DataError for one that no honest tool packs."""
     try:
-        with zipfile.ZipFile(blob.path) as archive:
+        with zipfile.ZipFile(blob.place) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise DataError(f"{blob.name} is a damaged zip archive: {error}") from None
@@ -124,10 +176,10 @@ def _unfit(info: zipfile.ZipInfo) -> str:
 def _open_packed(blob: Blob) -> Generator[tuple[io.BufferedReader, int]]:
     """The bytes as they are stored, and how many there are on disk."""
     if not blob.member:
-        with blob.path.open("rb") as file:
-            yield file, blob.path.stat().st_size
+        with blob.place.open("rb") as file:
+            yield file, blob.place.stat().st_size
         return
-    with zipfile.ZipFile(blob.path) as archive:
+    with zipfile.ZipFile(blob.place) as archive:
         info = archive.getinfo(blob.member)
         with archive.open(info) as inner:
             guarded = _Guarded(inner, blob.name, info.compress_size)

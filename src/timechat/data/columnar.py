@@ -1,7 +1,7 @@
 """Parquet and Arrow files: batches of rows, each with its number from 1.
 
-The names of class labels are read where Hugging Face's `datasets` left them. Which file is one is
-`data.containers`' to tell.
+The names of class labels are read where Hugging Face's `datasets` left them. Which file is one, and
+that it lies on disk unpacked, is `data.containers`' to tell.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MAX_BATCH_BYTES = 1 << 30
 
 def read_parquet(blob: Blob) -> Iterator[Item]:
     """Every row of a Parquet file. Raises DataError when it is damaged."""
-    with _readable(blob), pq.ParquetFile(_path(blob)) as file:
+    with _readable(blob), pq.ParquetFile(blob.place) as file:
         names = label_names(cast(pa.Schema, file.schema_arrow))
         yield from _items(file.iter_batches(batch_size=BATCH_ROWS), names, blob)
 
 
 def read_arrow(blob: Blob) -> Iterator[Item]:
     """Every row of an Arrow file or stream, as `datasets` saves them."""
-    with _readable(blob), pa.memory_map(_path(blob)) as source:
+    with _readable(blob), pa.memory_map(str(blob.place)) as source:
         try:
             reader: Any = pa.ipc.open_stream(source)
             batches: Iterator[Any] = iter(reader)
@@ -43,7 +43,7 @@ def read_arrow(blob: Blob) -> Iterator[Item]:
 
 def column_names(blob: Blob) -> list[str]:
     """The columns of a Parquet file. Raises DataError when it is damaged."""
-    with _readable(blob), pq.ParquetFile(_path(blob)) as file:
+    with _readable(blob), pq.ParquetFile(blob.place) as file:
         return list(cast(pa.Schema, file.schema_arrow).names)
 
 
@@ -83,18 +83,10 @@ def _items(batches: Iterator[Any], labels: dict[str, list[str]], blob: Blob) -> 
 
 @contextmanager
 def _readable(blob: Blob) -> Generator[None]:
-    if not blob.path.is_file():
+    if not blob.place.is_file():
         raise DataError(f"no file at {blob.name}: check the path")
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         why = str(error).split("\n")[0][:200]
         raise DataError(f"{blob.name} is no whole Parquet or Arrow file: {why}") from None
-
-
-def _path(blob: Blob) -> str:
-    if blob.member:
-        raise DataError(
-            f"{blob.name} is Parquet or Arrow inside an archive: unpack it, it is packed already"
-        )
-    return str(blob.path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from timechat.data.blobs import Blob, read_head
+from timechat.data.blobs import Blob, on_disk, read_head
 from timechat.data.columnar import column_names, read_arrow, read_parquet
 from timechat.data.encodings import SAMPLE_BYTES, check_encoding, find_encoding
 from timechat.data.items import Item, json_item
@@ -63,11 +63,13 @@ def open_containers(blob: Blob, data: Data) -> list[Container]:
     """
     head = read_head(blob, SAMPLE_BYTES)
     if head.startswith(b"PAR1") or blob.suffix == ".parquet":
-        return [Container("parquet", lambda: read_parquet(blob), names=tuple(column_names(blob)))]
+        flat = on_disk(blob)
+        return [Container("parquet", lambda: read_parquet(flat), names=tuple(column_names(flat)))]
     if head.startswith(b"ARROW1") or blob.suffix == ".arrow":
-        return [Container("arrow", lambda: read_arrow(blob))]
+        flat = on_disk(blob)
+        return [Container("arrow", lambda: read_arrow(flat))]
     if blob.suffix in SHEETS:
-        return _sheets(blob)
+        return _sheets(on_disk(blob))
     # RFC 8259: JSON is UTF-8, so another encoding is believed less readily there.
     is_json = blob.suffix in JSON or _OBJECTS.match(head) is not None
     found, how = find_encoding(head, is_json)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from timechat.data.blobs import ZIP, Blob, list_members, open_blob
+from timechat.data.blobs import ZIP, Blob, list_members, on_disk, open_blob
 from timechat.data.containers import COLUMNAR, JSON, PROSE, SHEETS, TABLES, kinds
 from timechat.data.hub import fetch, is_hub_id
 from timechat.errors import DataError
@@ -57,8 +57,8 @@ def locate(name: str) -> Found:
     except OSError as error:
         raise DataError(f"{shown} cannot be read: {error.strerror}") from None
     blob = Blob(shown, path)
-    if path.suffix.lower() not in SHEETS and _is_zip(blob):
-        return _archive(blob)
+    if blob.suffix not in SHEETS and _is_zip(blob):
+        return _archive(on_disk(blob))
     return Found([blob])
 
 
@@ -107,7 +107,7 @@ def _archive(blob: Blob) -> Found:
     chosen, unread = _choose(names)
     if not chosen:
         raise DataError(f"{blob.name} is an archive without data files: pack {kinds()} files")
-    blobs = [Blob(f"{blob.name}/{name}", blob.path, name) for name in chosen]
+    blobs = [Blob(f"{blob.name}/{name}", blob.path, name, blob.copy) for name in chosen]
     return _with_splits(blobs, chosen, unread)
 
 
