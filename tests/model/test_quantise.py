@@ -62,6 +62,31 @@ def test_zeros_stay_zeros_and_bytes_are_half_a_weight() -> None:
     assert codes.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_how_weights_are_cut_into_tiles_changes_no_bit(
+    bits: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(37, 70)
+    whole = pack_codes(weight, bits)
+    expected = unpack_codes(*whole, bits, (37, 70), dtype)
+    monkeypatch.setattr("timechat.model.quantise.TILE", 256)
+    for one, two in zip(pack_codes(weight, bits), whole, strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(unpack_codes(*whole, bits, (37, 70), dtype), expected)
+
+
+def test_layers_share_the_memory_of_their_dense_weights_and_no_number() -> None:
+    torch.manual_seed(0)
+    large, small = (QuantLinear(nn.Linear(64, n), 4) for n in (9, 5))
+    with torch.inference_mode():
+        small.passing(torch.float32)
+    kept = large.passing(torch.float32)
+    assert torch.equal(kept, large.dense())
+    assert small.passing(torch.float32).data_ptr() == kept.data_ptr() != large.dense().data_ptr()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_layer_and_its_gradient_equal_the_dense_product(bits: int) -> None:
     torch.manual_seed(0)

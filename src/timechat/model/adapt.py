@@ -55,7 +55,7 @@ class _Adapted(torch.autograd.Function):
         ctx.scale = scale
         # A quantised weight is kept as its codes, and made dense once more going backwards.
         ctx.base = weight if isinstance(weight, QuantLinear) else None
-        dense = weight.dense(x.dtype) if isinstance(weight, QuantLinear) else weight
+        dense = weight.passing(x.dtype) if isinstance(weight, QuantLinear) else weight
         ctx.save_for_backward(x, inner, low_a, low_b, None if ctx.base is not None else dense)
         return F.linear(x, dense, bias).addmm_(inner, low_b.T)
 
@@ -68,7 +68,7 @@ class _Adapted(torch.autograd.Function):
         grad_b = (grad.T @ inner).float().mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            weight = weight if ctx.base is None else ctx.base.dense(grad.dtype)
+            weight = weight if ctx.base is None else ctx.base.passing(grad.dtype)
             grad_x = (grad @ weight).addmm_(grad_inner, low_a)
         return grad_x, None, None, grad_a, grad_b, None
 

@@ -4,18 +4,26 @@ Weights are cut into blocks of 64 along their rows laid end to end; each block i
 largest absolute value, kept in fp32, and rounded to the nearest of 16 values that hold equal shares
 of a normal distribution (Dettmers et al. 2023, arXiv:2305.14314, appendix E), or to one of 255
 evenly spaced ones. The dense weights exist for one product at a time, in the input's format, and
-again in the backward pass.
+again in the backward pass; they are made a tile at a time, so that each tile stays in the cache
+between its look-up and its scaling, and in memory that all layers share.
 """
 
 from __future__ import annotations
 
+import threading
+from functools import cache
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from timechat.model.mapped import forget
+
 BLOCK = 64
+# Weights made dense at a time on a CPU: with their codes, about the size of its cache (LAB.md).
+TILE = 2**20
 # Two codes a byte, the first in the high half, as in bitsandbytes.
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -46,6 +54,15 @@ class QuantLinear(nn.Module):
         shape = (self.out_features, self.in_features)
         return unpack_codes(self.codes, self.absmax, self.bits, shape, dtype or self.dtype)
 
+    def passing(self, dtype: torch.dtype) -> Tensor:
+        """As `dense`, in memory that the thread's next one takes again: for one product.
+
+        Fresh pages would cost more than the arithmetic on them.
+        """
+        shape = (self.out_features, self.in_features)
+        place = _borrow(len(self.absmax) * BLOCK, dtype, self.codes.device)
+        return unpack_codes(self.codes, self.absmax, self.bits, shape, dtype, place)
+
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, _Product.apply(x, self))
 
@@ -56,11 +73,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantLinear) -> Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.dense(x.dtype), layer.bias)
+        return F.linear(x, layer.passing(x.dtype), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] @ ctx.layer.dense(grads[0].dtype), None
+        return grads[0] @ ctx.layer.passing(grads[0].dtype), None
 
 
 def quantise(model: nn.Module, bits: int, but: nn.Module | None = None) -> None:
@@ -69,32 +86,76 @@ def quantise(model: nn.Module, bits: int, but: nn.Module | None = None) -> None:
         if isinstance(layer, nn.Linear) and layer is not but:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, QuantLinear(layer, bits))
+            forget(layer.weight)
 
 
 def pack_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """(codes, absmax (blocks,)) of a weight: two 4-bit codes a byte, or a signed byte each."""
-    flat = weight.flatten().float()
+    # In parts: the numbers in between are several times the weight's size.
+    parts = [_pack(part, bits) for part in weight.flatten().split(TILE // 4)]
+    codes, absmax = zip(*parts, strict=True)
+    return torch.cat(codes), torch.cat(absmax)
+
+
+def _pack(flat: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    flat = flat.float()
     blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     absmax = blocks.abs().amax(1)
     unit = blocks / absmax.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     if bits == 8:
         return (unit * 127).round_().to(torch.int8), absmax
-    values = torch.tensor(NF4, device=weight.device)
-    # The nearest value: how many of the midpoints lie below.
-    codes = torch.bucketize(unit, (values[1:] + values[:-1]) / 2).to(torch.uint8)
+    codes = torch.zeros(unit.shape, dtype=torch.uint8, device=flat.device)
+    # The nearest value: how many of the midpoints lie below. Fifteen comparisons of a whole tile
+    # are faster than a search for each weight.
+    for low, high in pairwise(torch.tensor(NF4)):
+        codes += unit > (low + high) / 2
     return (codes[:, ::2] << 4) | codes[:, 1::2], absmax
 
 
 def unpack_codes(
-    codes: Tensor, absmax: Tensor, bits: int, shape: tuple[int, int], dtype: torch.dtype
+    codes: Tensor,
+    absmax: Tensor,
+    bits: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    place: Tensor | None = None,
 ) -> Tensor:
-    """The weight of `shape` in `dtype` that the codes stand for."""
-    if bits == 8:
-        blocks = codes.to(dtype).mul_((absmax / 127).to(dtype)[:, None])
-    else:
-        values = torch.tensor(NF4, device=codes.device)
-        # Both values of every possible byte: one look-up gives two weights.
-        pairs = torch.stack([values.repeat_interleave(16), values.repeat(16)], dim=1).to(dtype)
-        found = pairs.index_select(0, codes.flatten().int())
-        blocks = found.view(-1, BLOCK).mul_(absmax.to(dtype)[:, None])
-    return blocks.flatten()[: shape[0] * shape[1]].view(shape)
+    """The weight of `shape` in `dtype` that the codes stand for, written to `place` where given."""
+    size = len(absmax) * BLOCK
+    if place is None:
+        place = torch.empty(size, dtype=dtype, device=codes.device)
+    tile = size if codes.is_cuda else TILE
+    scales = (absmax / 127 if bits == 8 else absmax).to(dtype)
+    codes = codes.flatten()
+    for start in range(0, size, tile):
+        out = place[start : start + tile]
+        if bits == 8:
+            out.copy_(codes[start : start + tile])
+        else:
+            # One look-up gives two weights, moved as one number of their joint width.
+            pairs = _pairs(dtype, codes.device)
+            found = codes[start // 2 : (start + tile) // 2].int()
+            torch.index_select(pairs, 0, found, out=out.view(pairs.dtype))
+        out.view(-1, BLOCK).mul_(scales[start // BLOCK : (start + tile) // BLOCK, None])
+    return place[: shape[0] * shape[1]].view(shape)
+
+
+@cache
+def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Both values of every possible byte (256,), side by side in one integer."""
+    values = torch.tensor(NF4, device=device)
+    pairs = torch.stack([values.repeat_interleave(16), values.repeat(16)], dim=1).to(dtype)
+    return pairs.view(torch.int32 if dtype.itemsize == 2 else torch.int64).flatten()
+
+
+_lent = threading.local()
+
+
+def _borrow(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`size` numbers of the thread's own memory, which the next call gives out again."""
+    kept: dict[tuple[torch.dtype, torch.device], Tensor] = vars(_lent).setdefault("kept", {})
+    found = kept.get((dtype, device))
+    if found is None or len(found) < size:
+        with torch.inference_mode(False):  # or it could not be written to outside of one again
+            kept[dtype, device] = found = torch.empty(size, dtype=dtype, device=device)
+    return found[:size]
