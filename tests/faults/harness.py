@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class Zygote:
         if shim is not None:
             environment["LD_PRELOAD"] = str(shim)
         self.has_shim = shim is not None
+        # How long a whole run of the recipe takes here and now, for signals at random moments.
+        self.whole_s = 1.0
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "zygote.py")],
             stdin=subprocess.PIPE,
@@ -163,7 +166,9 @@ def uninterrupted(
     zygote: Zygote, recipe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("whole") / "run"
+    started = time.monotonic()
     assert zygote.run(out, recipe) == 0, Path(f"{out}.log").read_text()
+    zygote.whole_s = time.monotonic() - started
     return proof(out)
 
 

