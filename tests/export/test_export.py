@@ -16,6 +16,7 @@ from timechat.errors import ExportError, UserError
 from timechat.model.adapt import adapters, attach, save_adapter
 from timechat.model.load import digest_folder, load, resolve
 from timechat.stages import export as stage
+from timechat.stages import hearing
 from timechat.stages.export import export
 from timechat.store import read_json
 
@@ -28,7 +29,7 @@ IDS = torch.tensor([[5, 9, 200, 31, 7, 7, 90]])
 
 @pytest.fixture(autouse=True)
 def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "answer_conversations", lambda split: QUESTIONS)
+    monkeypatch.setattr(hearing, "answer_conversations", lambda split: QUESTIONS)
 
 
 @pytest.fixture

@@ -12,23 +12,31 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file, save_file
 from tiny import build_family, write_family
 
 from timechat.conversation import Conversation, Message
 from timechat.errors import ExportError
+from timechat.export import noise
 from timechat.export.gate import (
     Line,
     Probe,
+    Said,
     Tolerance,
+    Verdict,
     follow,
     hear,
     judge,
     judge_engine,
     refuse_unless,
 )
+from timechat.export.ggufile import QUANTISATIONS
 from timechat.export.readback import open_gguf
+from timechat.export.tolerance import FLOOR, tolerance_for
 from timechat.stages import export as stage
+from timechat.stages import hearing
 from timechat.stages.export import export
 
 QUESTIONS = [
@@ -42,7 +50,7 @@ STRICT = Tolerance(0.01, 0.05)
 
 @pytest.fixture(autouse=True)
 def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "answer_conversations", lambda split: QUESTIONS)
+    monkeypatch.setattr(hearing, "answer_conversations", lambda split: QUESTIONS)
 
 
 @pytest.fixture
@@ -152,15 +160,15 @@ def test_another_model_fails_on_likelihood_and_on_answers() -> None:
         refuse_unless(verdict, "it")
 
 
-def line(answer: Sequence[int], margins: Sequence[float]) -> Line:
+def line(answer: Sequence[int], leads: Sequence[float]) -> Line:
     nats = tuple(-0.1 for _ in answer)
-    return Line("a", (1, 2), tuple(answer), True, nats, tuple(answer), tuple(margins))
+    return Line("a", (1, 2), tuple(answer), True, nats, tuple(leads))
 
 
 def test_answers_may_part_only_where_the_evaluated_model_was_undecided() -> None:
     evaluated = [line([5, 6, 2], [3.0, 0.02, 2.0])]
-    near = [replace(evaluated[0], choices=(5, 9, 4))]
-    far = [replace(evaluated[0], choices=(9, 6, 2))]
+    near = [replace(evaluated[0], leads=(2.9, -0.01, 2.0))]
+    far = [replace(evaluated[0], leads=(-0.5, 0.02, 2.0))]
     assert judge(evaluated, near, STRICT).passed
     verdict = judge(evaluated, far, STRICT)
     assert verdict.lost_margin == 3.0
@@ -177,12 +185,45 @@ def test_a_gap_that_is_no_number_never_passes() -> None:
         refuse_unless(verdict, "it")
 
 
-def test_an_engine_is_judged_by_its_answers_alone() -> None:
+def test_an_engine_is_judged_by_its_answers_and_by_likelihood_where_it_names_it() -> None:
     evaluated = [line([5, 6, 2], [3.0, 0.02, 2.0])]
-    assert judge_engine(evaluated, lambda prompt, most: [5, 6, 2], STRICT).num_same == 1
-    assert judge_engine(evaluated, lambda prompt, most: [5, 6], STRICT, STOPS).num_same == 1
-    assert judge_engine(evaluated, lambda prompt, most: [5, 8, 2], STRICT).passed
-    assert not judge_engine(evaluated, lambda prompt, most: [], STRICT).passed
+
+    def judged(*ids: int, nats: Sequence[float] = ()) -> Verdict:
+        return judge_engine(evaluated, lambda prompt, most: Said(ids, nats), STRICT, STOPS)
+
+    assert judged(5, 6, 2).num_same == 1
+    assert judged(5, 6).num_same == 1
+    assert judged(5, 8, 2).passed
+    assert not judged().passed
+    assert not judged(8, 6, 2).passed
+    assert judged(5, 6, nats=(-0.1, -0.1)).num_tokens == 2
+    assert not judged(5, 6, nats=(-0.1, -0.9)).passed
+    assert not judged(5, 6, nats=(-0.1, float("nan"))).passed
+    assert judged(5, 8, nats=(-0.1, -9.0)).passed, "after parting, other words are weighed"
+
+
+def test_what_is_allowed_grows_with_what_a_formats_noise_moves() -> None:
+    model = build_family("llama")
+    lines = hear(model, PROBES, STOPS, max_new_tokens=6)
+    allowed: list[Tolerance] = []
+    for kind in (Kind.F16, Kind.Q8_0, Kind.Q4_0):
+        rough = build_family("llama")
+        matrices = [(n, p.detach()) for n, p in rough.named_parameters() if p.dim() == 2]
+        noise.roughen(rough, [(name, noise.step_of(kind, value)) for name, value in matrices])
+        allowed.append(tolerance_for(lines, follow(rough, lines)))
+    assert FLOOR.gap < allowed[0].gap < allowed[1].gap < allowed[2].gap
+    assert FLOOR.margin < allowed[0].margin < allowed[1].margin < allowed[2].margin
+
+
+@pytest.mark.parametrize("kind", [k for k, _ in QUANTISATIONS.values() if k != Kind.F32])
+def test_the_noise_is_as_wide_as_the_formats_own_rounding(kind: Kind) -> None:
+    torch.manual_seed(0)
+    value = torch.randn(256, 256)
+    step = noise.step_of(kind, value)
+    stored = quantize(value.numpy(), kind)
+    error = torch.from_numpy(dequantize(stored, kind)).reshape(value.shape) - value
+    spread = step / 12**0.5
+    assert float(error.std()) == pytest.approx(float(spread.pow(2).mean().sqrt()), rel=0.15)
 
 
 MEASURE = """

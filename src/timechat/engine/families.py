@@ -1,10 +1,13 @@
-"""Which models `graph.py` can build, told without loading OpenVINO."""
+"""Which models `graph.py` can build and where they lie then, told without loading OpenVINO."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 Bits = Literal[4, 8]
+# Raised when `graph.py` changes what it writes, so that older folders are built anew.
+FORMAT = 2
 FAMILIES = ("llama", "mistral", "qwen2")
 
 
@@ -20,3 +23,8 @@ def refusal(config: Any) -> str:
     if config.hidden_act != "silu":
         return f"the activation {config.hidden_act!r} is not built for OpenVINO here"
     return ""
+
+
+def compiled_folder(digest: str, bits: int, cache: Path) -> Path:
+    """Where the compiled model of this digest lies, once it is built."""
+    return cache / "openvino" / f"{digest[:24]}-{bits}bit-v{FORMAT}"

@@ -15,6 +15,7 @@ import openvino as ov
 import openvino_genai as genai
 from openvino_tokenizers import convert_tokenizer
 
+from timechat.engine.families import compiled_folder
 from timechat.engine.graph import Bits, build_graph
 from timechat.engine.protocol import Capabilities, Delta, Ending, Request
 from timechat.model.adapt import merge
@@ -22,8 +23,6 @@ from timechat.model.load import Source, has_fast_bf16, load
 from timechat.model.machine import free_memory
 from timechat.store import build_folder, read_json, write_json
 
-# Raised when `graph.py` changes what it writes, so that older folders are built anew.
-FORMAT = 2
 # Tokens of one cache block on a CPU.
 BLOCK = 32
 # A long prompt is read in parts of this size, so that running answers do not stall.
@@ -35,7 +34,7 @@ CACHE_WINDOWS = 8
 
 def compiled(source: Source, digest: str, bits: Bits, cache: Path) -> Path:
     """The folder of the compiled model, built when it is not there yet. Raises ModelError."""
-    folder = cache / "openvino" / f"{digest[:24]}-{bits}bit-v{FORMAT}"
+    folder = compiled_folder(digest, bits, cache)
     if (folder / "shape.json").is_file():
         return folder
     loaded = load(source)

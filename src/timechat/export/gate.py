@@ -1,14 +1,15 @@
 """The gate: what was exported answers like what was evaluated, or there is no export.
 
 A model is *heard* on held-out prompts: the log-probability of every token of the reference answers
-and of its own greedy answers, and the token that it would have said itself at each place. What was
-exported is then heard on the same tokens, and the two are *judged* within the format's tolerance.
+and of its own greedy answers, and how far each of those tokens led the next best. What was exported
+is then heard on the same tokens, and the two are *judged* within a tolerance.
 
 Engines that cannot be asked for the likelihood of given tokens (OpenVINO, an HTTP server) are
 judged by `judge_engine`: they answer greedily, and may leave the reference's answer only where it
-was itself all but undecided. The `serve` room calls that for whatever it loads.
+was itself all but undecided; where they name log-probabilities, those are compared up to there.
+`stages/vet` does that with whatever `serve` loads.
 
-Reading what was written back is for `readback`, where the tolerances come from for LAB.md.
+Reading what was written back is for `readback`, how much is allowed for `tolerance`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Probe:
 class Line:
     """One answer as one model hears it, token by token.
 
-    `nats` are the log-probabilities of the answer's tokens, `choices` the tokens that the model
-    would have said itself, `margins` (nats) by how much it prefers those to the next best.
+    `nats` are the log-probabilities of the answer's tokens, `leads` (nats) by how much each is
+    preferred to the best other token: below zero the model would have said something else.
     """
 
     probe: str
@@ -49,8 +50,15 @@ class Line:
     answer: tuple[int, ...]
     greedy: bool
     nats: tuple[float, ...]
-    choices: tuple[int, ...]
-    margins: tuple[float, ...]
+    leads: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an engine answered by itself; `nats` is empty where it names no log-probabilities."""
+
+    ids: Sequence[int]
+    nats: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +87,24 @@ class Verdict:
         return self.gap <= self.tolerance.gap and self.lost_margin <= self.tolerance.margin
 
     @property
+    def refused(self) -> str:
+        """Which half of the gate failed; empty where none did."""
+        if not self.gap <= self.tolerance.gap:  # not a number fails too
+            return "likelihood"
+        return "" if self.passed else "answers"
+
+    @property
     def figure(self) -> str:
         """One line with the figures, for the card and for the six lines."""
         text = (
             f"log-probabilities differ by {self.gap:.4f} nats a token over {self.num_tokens} "
-            f"tokens (at most {self.tolerance.gap:g}); {self.num_same} of {self.num_answers} "
+            f"tokens (at most {self.tolerance.gap:.4f}); {self.num_same} of {self.num_answers} "
             "greedy answers are the same"
         )
         if self.num_same < self.num_answers:
             text += (
                 f", the others part at a word preferred by {self.lost_margin:.3f} nats at most "
-                f"(allowed: {self.tolerance.margin:g})"
+                f"(allowed: {self.tolerance.margin:.3f})"
             )
         return text
 
@@ -126,63 +141,59 @@ def follow(
 
 def judge(evaluated: Sequence[Line], exported: Sequence[Line], tolerance: Tolerance) -> Verdict:
     """Compare two models that heard the same lines."""
-    gaps = [_gaps(one, two) for one, two in zip(evaluated, exported, strict=True)]
+    gaps = [gap_of(one, two) for one, two in zip(evaluated, exported, strict=True)]
     total = sum(len(row) for row in gaps)
-    same, lost = 0, 0.0
-    greedy = [(a, b) for a, b in zip(evaluated, exported, strict=True) if a.greedy]
-    for one, two in greedy:
-        at = first_difference(one.answer, two.choices)
-        same += at is None
-        if at is not None:
-            lost = max(lost, one.margins[at])
+    greedy = [leads_of(a, b) for a, b in zip(evaluated, exported, strict=True) if a.greedy]
+    # Where the evaluated model was itself at a tie, there was no word to lose.
+    lost = [[was for was, now in row if now < 0 < was] for row in greedy]
     return Verdict(
         gap=sum(map(sum, gaps)) / max(1, total),
         worst=max((sum(row) / len(row) for row in gaps if row), default=0.0),
         num_tokens=total,
         num_answers=len(greedy),
-        num_same=same,
-        lost_margin=lost,
+        num_same=sum(not row for row in lost),
+        lost_margin=max((max(row) for row in lost if row), default=0.0),
         tolerance=tolerance,
     )
 
 
 def judge_engine(
     evaluated: Sequence[Line],
-    answer: Callable[[Sequence[int], int], Sequence[int]],
+    answer: Callable[[Sequence[int], int], Said],
     tolerance: Tolerance,
     stops: frozenset[int] = frozenset(),
 ) -> Verdict:
     """Compare an engine that only answers: `answer(prompt_ids, max_new_tokens)` gives its greedy
     token ids, with or without the stop token at their end (name the `stops` if without).
 
-    This is what `serve` calls for what it loads into an engine, with the lines that `hear` took
-    of the evaluated model. Without likelihoods the gap is 0, and the answers alone decide.
+    Log-probabilities are compared as far as both said the same; without them the gap is 0, and
+    the answers alone decide.
     """
+    gaps: list[list[float]] = []
     same, lost = 0, 0.0
     greedy = [line for line in evaluated if line.greedy and line.answer]
     for line in greedy:
-        ids = list(answer(line.prompt, len(line.answer)))
-        wanted = line.answer
+        said = answer(line.prompt, len(line.answer))
+        ids, wanted = list(said.ids), line.answer
         if len(ids) == len(wanted) - 1 and wanted[-1] in stops:
             ids.append(wanted[-1])
         at = first_difference(wanted, ids)
         same += at is None
         if at is not None:
-            lost = max(lost, line.margins[at])
-    tokens = sum(len(line.answer) for line in greedy)
-    return Verdict(0.0, 0.0, tokens, len(greedy), same, lost, tolerance)
+            lost = max(lost, line.leads[at])
+        shared = min(len(wanted) if at is None else at, len(said.nats))
+        gaps.append([abs(line.nats[i] - said.nats[i]) for i in range(shared)])
+    tokens = sum(map(len, gaps))
+    worst = max((sum(row) / len(row) for row in gaps if row), default=0.0)
+    gap = sum(map(sum, gaps)) / max(1, tokens)
+    return Verdict(gap, worst, tokens, len(greedy), same, lost, tolerance)
 
 
 def refuse_unless(verdict: Verdict, what: str) -> None:
     """Raises ExportError naming which half of the gate failed."""
-    if verdict.gap > verdict.tolerance.gap or verdict.gap != verdict.gap:
+    if verdict.refused:
         raise ExportError(
-            f"not exported: the gate refused {what} (likelihood): {verdict.figure}. "
-            "Nothing was left behind."
-        )
-    if not verdict.passed:
-        raise ExportError(
-            f"not exported: the gate refused {what} (answers): {verdict.figure}. "
+            f"not exported: the gate refused {what} ({verdict.refused}): {verdict.figure}. "
             "Nothing was left behind."
         )
 
@@ -202,10 +213,16 @@ def stops_in_order(renderer: Renderer) -> list[int]:
     return sorted(ids, key=lambda token: token == eos)
 
 
-def _gaps(one: Line, two: Line) -> list[float]:
+def gap_of(one: Line, two: Line) -> list[float]:
+    """How far each token's log-probability lies from the other model's."""
     if one.answer != two.answer:
         raise ValueError("the two models heard different answers")
     return [abs(a - b) for a, b in zip(one.nats, two.nats, strict=True)]
+
+
+def leads_of(one: Line, two: Line) -> list[tuple[float, float]]:
+    """The leads of a greedy answer's tokens in both models; none for a reference answer."""
+    return list(zip(one.leads, two.leads, strict=True)) if one.greedy else []
 
 
 @torch.inference_mode()
@@ -217,19 +234,12 @@ def _line(
     greedy: bool,
 ) -> Line:
     if not answer:
-        return Line(name, prompt, answer, greedy, (), (), ())
+        return Line(name, prompt, answer, greedy, (), ())
     ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0].float()
     logits = logits[-len(answer) :]
-    best = logits.topk(2, dim=-1)
-    targets = torch.tensor(answer, device=logits.device)
-    nats = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    return Line(
-        name,
-        prompt,
-        answer,
-        greedy,
-        tuple(nats.tolist()),
-        tuple(best.indices[:, 0].tolist()),
-        tuple((best.values[:, 0] - best.values[:, 1]).tolist()),
-    )
+    targets = torch.tensor(answer, device=logits.device)[:, None]
+    nats = logits.log_softmax(-1).gather(1, targets)
+    others = logits.scatter(1, targets, -torch.inf)
+    leads = logits.gather(1, targets)[:, 0] - others.max(-1).values
+    return Line(name, prompt, answer, greedy, tuple(nats[:, 0].tolist()), tuple(leads.tolist()))

@@ -1,48 +1,42 @@
-"""How far an export may lie from what was evaluated, by its format.
+"""How far an export may lie from what was evaluated: one rule for every format.
 
-The argument: a format rounds every weight by a share of its block's size, the errors are
-independent, and a log-probability moves with their size; arithmetic in bf16 adds a part of its
-own. By how much depends on the model, and was measured on two that differ in size and training
-(LAB.md has the table). The bounds are about twice the larger figure, so that a right export passes;
-one with a wrong setting or tensor is off by whole nats, and each value is checked by itself before.
+Rounding is an error of known size, so what it does to a model can be found out without looking at
+any export: `noise` gives the evaluated model errors of the format's own size, and it is heard
+again. A right export moves the model about as far as that, a wrong one by more. Allowed is
+
+    FACTOR times what the noise moved, and FLOOR for arithmetic in another order,
+    but never more than CEILING,
+
+for both figures: the mean change of a token's log-probability, and the largest change of a greedy
+word's lead over the next best. FACTOR is 2 because one draw of noise stands for all: the mean
+changes by a tenth from draw to draw, the largest by up to three quarters (LAB.md), and rounding
+errors are even only roughly (a grid around zero loses up to a whole step at one end). The draws
+were of the evaluated model alone; no export was looked at to set any of the numbers.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from timechat.export.gate import Tolerance
+from timechat.export.gate import Line, Tolerance, gap_of, leads_of
 
-# Mean change of a token's log-probability (nats) and the preference (nats) that may be lost.
-_FORMATS: dict[str, Tolerance] = {
-    "adapter": Tolerance(1e-4, 1e-3),
-    "merged": Tolerance(0.03, 0.25),
-    "f32": Tolerance(0.003, 0.03),
-    "f16": Tolerance(0.01, 0.1),
-    "bf16": Tolerance(0.03, 0.25),
-    "q8_0": Tolerance(0.1, 1.0),
-    "q5_1": Tolerance(0.9, 4.0),
-    "q5_0": Tolerance(0.9, 4.0),
-    "q4_1": Tolerance(1.1, 5.0),
-    "q4_0": Tolerance(1.1, 5.0),
-}
-# What arithmetic in bf16 adds between two ways of computing the same.
-_BF16_ARITHMETIC = Tolerance(0.05, 0.4)
+FACTOR = 2.0
+# In fp32, sums in another order differ by some 1e-5 nats; GGUF's readers compute GELU in its tanh
+# form, up to 5e-4 from the exact one that GPT-NeoX and Falcon were trained with.
+FLOOR = Tolerance(0.003, 0.03)
+# A nat a token makes each word e times less likely: another model, whichever format made it. At 5
+# nats a word was 150 times likelier than the one that took its place.
+CEILING = Tolerance(1.0, 5.0)
+# An adapter's file is copied and read by the same code: nothing is rounded.
+SAME = Tolerance(1e-4, 1e-3)
 
 
-def tolerance_of(form: str, dtype: torch.dtype, rounded: bool = False, bits: int = 0) -> Tolerance:
-    """The tolerance of a format (`adapter`, `merged`, or a GGUF quantisation) when both models
-    are heard in `dtype`.
-
-    `rounded` says that the evaluated model held in bf16 what its files hold in fp32, so that an
-    export from the files differs by that much too; `bits`, that its base was in 8 or 4 bits while
-    the export's is whole.
-    """
-    parts = [_FORMATS[form]]
-    if rounded:
-        parts.append(_FORMATS["bf16"])
-    if bits:
-        parts.append(_FORMATS["q8_0" if bits == 8 else "q4_0"])
-    if dtype != torch.float32:
-        parts.append(_BF16_ARITHMETIC)
-    return Tolerance(sum(part.gap for part in parts), sum(part.margin for part in parts))
+def tolerance_for(evaluated: Sequence[Line], roughened: Sequence[Line]) -> Tolerance:
+    """What is allowed, from the evaluated model heard as it is and with the format's noise."""
+    pairs = list(zip(evaluated, roughened, strict=True))
+    gaps = [gap for one, two in pairs for gap in gap_of(one, two)]
+    swings = [abs(a - b) for one, two in pairs for a, b in leads_of(one, two)]
+    return Tolerance(
+        min(CEILING.gap, FLOOR.gap + FACTOR * sum(gaps) / max(1, len(gaps))),
+        min(CEILING.margin, FLOOR.margin + FACTOR * max(swings, default=0.0)),
+    )

@@ -66,6 +66,11 @@ class Weights:
         return sum(entry.num_bytes for entry in self.entries.values())
 
     @property
+    def adapted(self) -> list[str]:
+        """The tensors that the adapter changes."""
+        return list(self._layers)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The number format that most of the weights have."""
         sizes: dict[torch.dtype, int] = {}

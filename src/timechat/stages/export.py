@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,32 +21,26 @@ from transformers import AutoConfig, PretrainedConfig
 
 from timechat.conversation import Conversation
 from timechat.errors import ExportError, nearest
-from timechat.evals.suite import answer_conversations, general_suite, task_suite
 from timechat.export import gate, inspection
 from timechat.export.card import Facts, base_name, card_base, use_of, write_card
 from timechat.export.ggufile import QUANTISATIONS, plan_slots, write_gguf
 from timechat.export.merged import write_merged, write_settings
 from timechat.export.ollama import read_chain, write_modelfile
 from timechat.export.readback import load_gguf, open_gguf, vocabulary_of
-from timechat.export.tolerance import tolerance_of
 from timechat.export.vocabulary import read_vocabulary
 from timechat.export.weights import Weights
 from timechat.model.adapt import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_NOTE
 from timechat.model.load import Loaded, Source, digest_folder, load, load_tokenizer, resolve
-from timechat.model.machine import free_disk, free_memory
+from timechat.model.machine import free_disk
 from timechat.model.render import Renderer
-from timechat.recipe import Evaluate
 from timechat.records import Measure
-from timechat.stages import snapshot
-from timechat.stages.compare import measure_all
-from timechat.stages.prepare import load_prepared, rows_of_run
+from timechat.stages import hearing
+from timechat.stages.hearing import held_out_rows
+from timechat.stages.measure import Asked
 from timechat.stages.watch import Watcher
 from timechat.store import build_folder, read_json, sha256, write_json, write_text
 
 FORMATS = ("adapter", "merged", "gguf")
-# Prompts that the gate asks, and their tokens in all: enough to see any mistake, little to wait.
-NUM_PROBES, PROBE_TOKENS = 16, 3000
-MEASURED = 200
 CARD, GATE, MODELFILE = "README.md", "gate.json", "Modelfile"
 
 
@@ -100,7 +94,9 @@ def export(
     quantisation = _checked(form, quantisation)
     source = resolve(model, watcher.say)
     run = _run_of(model, source)
-    job = _Job(source, form, quantisation, run, _name(model, run, source), _rows(run), watcher)
+    job = _Job(
+        source, form, quantisation, run, _name(model, run, source), held_out_rows(run), watcher
+    )
     _refuse_taken(job, out)
     _refuse_changed_base(source)
     weights = Weights(source.folder, source.adapter)
@@ -134,10 +130,10 @@ def _write(job: _Job, weights: Weights, folder: Path, out: Path, measure: bool) 
     _write_form(job, weights, config, renderer, folder / file)
     say("reading it back and comparing every tensor, the template, the stop tokens and ids")
     _inspect(job, weights, config, renderer, folder / file)
-    verdict, dtype, measures = _listen(job, weights.dtype, folder, folder / file, measure)
+    verdict, dtype, measures = _listen(job, weights, folder, folder / file, measure)
     gate.refuse_unless(verdict, f"the {job.label} export")
     notes = [f"compared in {str(dtype).removeprefix('torch.')}, on {_probed(job)}"]
-    if bits := _bits(job.source):
+    if bits := hearing.bits_of(job.source):
         notes.append(
             f"the adapter was trained and evaluated beside its base in {bits} bits"
             + ("" if job.form == "adapter" else "; here it is folded into the whole base")
@@ -218,30 +214,30 @@ def _inspect(
 
 
 def _listen(
-    job: _Job, weights_dtype: torch.dtype, folder: Path, path: Path, measure: bool
+    job: _Job, weights: Weights, folder: Path, path: Path, measure: bool
 ) -> tuple[gate.Verdict, torch.dtype, tuple[Measure, ...]]:
     """The two models one after the other, so that only one is ever in memory."""
+    asked = Asked(job.source, job.run, job.rows, job.watcher) if measure else None
     loaded = load(job.source)
-    rounded = weights_dtype == torch.float32 and loaded.model.dtype != torch.float32
-    dtype = _widen(loaded)
-    probes = make_probes(job.rows, loaded.renderer)
-    say = job.watcher.track
-    tick = say(f"hearing the evaluated model on {len(probes)} prompts", len(probes))
-    lines = gate.hear(loaded.model, probes, loaded.renderer.stop_ids, progress=tick)
-    before = _snapshot(job, loaded, "before") if measure else None
+    evaluated_in = loaded.model.dtype
+    if asked is not None:
+        asked.ask_evaluated(loaded)
+    dtype = hearing.widen(loaded)
+    probes = hearing.make_probes(job.rows, loaded.renderer)
+    lines = hearing.hear_evaluated(loaded, probes, job.watcher)
+    rounded = weights.dtype == torch.float32 and evaluated_in != torch.float32
+    bits = hearing.bits_of(job.source)
+    form = hearing.Form(job.form, job.quantisation, bits, rounded)
+    tolerance = hearing.find_tolerance(loaded, lines, form, weights, job.watcher)
     del loaded
     gc.collect()
     exported = _load_back(job, folder, path, dtype)
-    tick = say("hearing the exported one on the same tokens", len(lines))
-    heard = gate.follow(exported.model, lines, progress=tick)
-    bits = 0 if job.form == "adapter" else _bits(job.source)
-    verdict = gate.judge(lines, heard, tolerance_of(job.label, dtype, rounded, bits))
-    if before is None or not verdict.passed:
+    tick = job.watcher.track("hearing the exported one on the same tokens", len(lines))
+    verdict = gate.judge(lines, gate.follow(exported.model, lines, progress=tick), tolerance)
+    if asked is None or not verdict.passed:
         return verdict, dtype, ()
-    after = _snapshot(job, exported, "after")
-    task = task_suite(job.rows, exported.renderer, MEASURED)
-    margin = Evaluate().retention_margin
-    return verdict, dtype, tuple(measure_all(task, before, after, margin))
+    cast(nn.Module, exported.model).to(evaluated_in)
+    return verdict, dtype, asked.compare(exported)
 
 
 def _load_back(job: _Job, folder: Path, path: Path, dtype: torch.dtype) -> Loaded:
@@ -256,39 +252,6 @@ def _load_back(job: _Job, folder: Path, path: Path, dtype: torch.dtype) -> Loade
     loaded = load(source)
     cast(nn.Module, loaded.model).to(dtype)
     return loaded
-
-
-def _widen(loaded: Loaded) -> torch.dtype:
-    """Hear in fp32 where that fits: the format's own error then stands alone."""
-    needed = 4 * sum(p.numel() for p in loaded.model.parameters())
-    if not torch.cuda.is_available() and needed * 1.2 < free_memory():
-        cast(nn.Module, loaded.model).to(torch.float32)
-    return loaded.model.dtype
-
-
-def make_probes(rows: Sequence[Conversation], renderer: Renderer) -> list[gate.Probe]:
-    """At most `NUM_PROBES` questions with their reference answers, as token ids."""
-    probes: list[gate.Probe] = []
-    total = 0
-    for row in rows:
-        prompt = tuple(renderer.prompt(row.question))
-        whole = renderer.example(row.messages)
-        last = max((i for i, w in enumerate(whole.weights) if w > 0), default=-1)
-        answer = tuple(whole.ids[len(prompt) : last + 1])
-        if tuple(whole.ids[: len(prompt)]) != prompt:
-            answer = ()
-        if probes and total + len(prompt) + len(answer) > PROBE_TOKENS:
-            continue
-        probes.append(gate.Probe(row.id, prompt, answer))
-        total += len(prompt) + len(answer)
-        if len(probes) == NUM_PROBES:
-            break
-    return probes
-
-
-def _snapshot(job: _Job, loaded: Loaded, label: str) -> snapshot.Snapshot:
-    task = task_suite(job.rows, loaded.renderer, MEASURED)
-    return snapshot.take(loaded, task, general_suite(loaded.renderer), 96, job.watcher, label)
 
 
 def _copy_adapter(source: Source, folder: Path) -> None:
@@ -339,13 +302,6 @@ def _refuse_changed_base(source: Source) -> None:
         )
 
 
-def _bits(source: Source) -> int:
-    """In how many bits the base was held while the adapter learned; 0 for whole."""
-    if source.adapter is None or not (source.adapter / BASE_NOTE).is_file():
-        return 0
-    return int(read_json(source.adapter / BASE_NOTE).get("bits") or 0)
-
-
 def _refuse_no_space(job: _Job, weights: Weights, config: PretrainedConfig, folder: Path) -> None:
     needed = weights.num_bytes
     if job.form == "gguf":
@@ -393,15 +349,6 @@ def _run_of(model: str, source: Source) -> Path | None:
         places += list(source.adapter.parents)[:2]
     places += list(source.folder.parents)[:2]
     return next((place for place in places if (place / "recipe.yaml").is_file()), None)
-
-
-def _rows(run: Path | None) -> tuple[Conversation, ...]:
-    """Held-out conversations: the run's own, else general questions that are shipped."""
-    if run is not None:
-        prepared = load_prepared(rows_of_run(run))
-        if rows := prepared.test or prepared.validation:
-            return rows
-    return tuple(answer_conversations("measure"))
 
 
 def _probed(job: _Job) -> str:

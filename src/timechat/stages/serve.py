@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
@@ -19,6 +19,7 @@ from timechat.engine.sandbox import SandboxScribe
 from timechat.errors import ModelError
 from timechat.model.load import Source, digest_folder, load_tokenizer, resolve
 from timechat.model.starter import cache_folder
+from timechat.stages.vet import Subject, VettedEngine
 
 EngineName = Literal["auto", "openvino", "torch"]
 
@@ -69,15 +70,16 @@ def served_name(model: str) -> str:
 def open_model(found: Opened) -> Responder:
     """A responder around an engine in a process of its own; `start` loads the weights.
 
-    `auto` is OpenVINO where it is installed and knows the model's shape, else torch, with the
-    reason in the capabilities. Raises ModelError where a named engine cannot serve the model.
+    `auto` is OpenVINO where it is installed, knows the model's shape and passes the gate, else
+    torch, with the reason in the capabilities. Raises ModelError where a named engine cannot serve
+    the model.
     """
     source, engine = found.source, found.engine
     reason = why_not_openvino(source) if engine != "torch" else "asked for"
     if engine == "openvino" and reason:
         raise ModelError(f"{found.name} cannot be served by openvino: {reason}")
-    spec = {
-        "kind": "torch" if reason else "openvino",
+    spec: dict[str, Any] = {
+        "kind": "torch",
         "name": found.name,
         "folder": str(source.folder),
         "adapter": str(source.adapter) if source.adapter is not None else None,
@@ -91,7 +93,18 @@ def open_model(found: Opened) -> Responder:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{found.name} has no tokenizer.json; its words cannot be streamed")
     scribe = SandboxScribe(folder)
-    return LocalResponder(ProcessEngine(spec), scribe, tokenizer.backend_tokenizer)
+    started = ProcessEngine(spec) if reason else _vetted(found, spec)
+    return LocalResponder(started, scribe, tokenizer.backend_tokenizer)
+
+
+def _vetted(found: Opened, spec: dict[str, Any]) -> VettedEngine:
+    """OpenVINO behind the gate: where it is refused torch answers, unless it was asked for."""
+    source = found.source
+    subject = Subject(
+        source.folder, source.adapter, found.run, found.digest, found.bits, cache_folder()
+    )
+    instead = spec if found.engine == "auto" else None
+    return VettedEngine({**spec, "kind": "openvino"}, instead, subject)
 
 
 def why_not_openvino(source: Source) -> str:

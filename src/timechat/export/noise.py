@@ -1,0 +1,150 @@
+"""What a format's rounding does to a model, found out on that model: where tolerances come from.
+
+A format rounds each weight to a grid. Here the evaluated model gets, on each weight, an error drawn
+evenly from half a step below to half a step above, with the step that the format's grid has there:
+the same size of error as rounding makes, but made by nobody's quantiser. How far that moves the
+model is what a right export may move it; `tolerance` says how much of it is allowed. In bf16
+arithmetic every product is rounded once more, which moves it as a weight rounded once more would
+(Higham, Accuracy and Stability of Numerical Algorithms, section 3.1: errors of a product carried
+back into its matrix).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from gguf import GGMLQuantizationType as Kind
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from timechat.errors import ExportError
+from timechat.export.families import family_of
+from timechat.export.ggufile import file_value, plan_slots
+from timechat.export.weights import Weights
+from timechat.model.adapt import merge
+from timechat.model.quantise import BLOCK, QuantLinear
+
+# Steps between the least and the greatest value of a block, for grids with a zero point, and from
+# zero to the greatest, for grids around zero.
+_SPANS = {Kind.Q4_1: 15, Kind.Q5_1: 31}
+_AROUND_ZERO = {Kind.Q4_0: 8, Kind.Q5_0: 16, Kind.Q8_0: 127}
+# Bits after the leading one.
+_MANTISSA = {Kind.BF16: 7, Kind.F16: 10, torch.bfloat16: 7, torch.float16: 10}
+_GGUF_BLOCK = 32
+
+Steps = Iterable[tuple[str, Tensor]]
+
+
+def steps_of_gguf(weights: Weights, config: PretrainedConfig, quantisation: str) -> Steps:
+    """The step of each weight of a GGUF file, under the weights' own names and axes."""
+    family = family_of(config)
+    for slot in plan_slots(weights, config, quantisation):
+        if isinstance(slot.source, str) and slot.kind != Kind.F32:
+            step = step_of(slot.kind, file_value(slot, weights, config))
+            yield slot.source, family.back(slot.source, step, config)
+
+
+def steps_of_merge(weights: Weights) -> Steps:
+    """The step of each weight that an adapter changed: it is rounded once, as the base has it."""
+    for name in weights.adapted:
+        kind = weights.entries[name].dtype
+        if kind in _MANTISSA:
+            yield name, _spacing(weights.exact(name), _MANTISSA[kind])
+
+
+def steps_of_bf16(model: PreTrainedModel, within: Sequence[str] = ("",)) -> Steps:
+    """A rounding of every matrix to bf16; of those alone whose names begin with one of `within`."""
+    for name, parameter in cast(nn.Module, model).named_parameters():
+        if parameter.dim() > 1 and name.startswith(tuple(within)):
+            yield name, _spacing(parameter.detach().float().cpu(), _MANTISSA[Kind.BF16])
+
+
+def steps_of_base(weights: Weights, bits: int) -> Steps:
+    """The codes that a quantised base was held in while its adapter learned."""
+    for name, entry in weights.entries.items():
+        if len(entry.shape) == 2 and "embed" not in name and not name.startswith("lm_head"):
+            value = weights.exact(name)
+            flat = nn.functional.pad(value.flatten(), (0, -value.numel() % BLOCK)).view(-1, BLOCK)
+            # 4 bits: sixteen values between -1 and 1, evenly spaced at worst where weights lie.
+            step = flat.abs().amax(1, keepdim=True) * (1 / 127 if bits == 8 else 2 / 15)
+            yield name, step.expand(flat.shape).reshape(-1)[: value.numel()].view(value.shape)
+
+
+def steps_of_engine(model: PreTrainedModel, bits: int) -> Steps:
+    """The groups of 32 in which an engine holds a model's matrices; embedding and head at 8 bits.
+
+    Its cache of keys and values is in bytes too: they are rounded as if by their matrices again.
+    """
+    for name, parameter in cast(nn.Module, model).named_parameters():
+        if parameter.dim() == 2:
+            outer = "embed" in name or name.startswith("lm_head")
+            kind = Kind.Q8_0 if bits == 8 or outer else Kind.Q4_1
+            yield name, step_of(kind, parameter.detach().float().cpu())
+            if ".k_proj." in name or ".v_proj." in name:
+                yield name, step_of(Kind.Q8_0, parameter.detach().float().cpu())
+
+
+def step_of(kind: Kind, value: Tensor) -> Tensor:
+    """The distance between two neighbouring values of the grid, at each value."""
+    if kind in _MANTISSA:
+        return _spacing(value, _MANTISSA[kind])
+    whole = value.shape[-1] % _GGUF_BLOCK == 0
+    blocks = value.unflatten(-1, (-1, _GGUF_BLOCK)) if whole else value.unsqueeze(-2)
+    if kind in _SPANS:
+        low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
+        step = (high - low) / _SPANS[kind]
+    else:
+        step = blocks.abs().amax(-1, keepdim=True) / _AROUND_ZERO[kind]
+    return step.expand(blocks.shape).flatten(-2)
+
+
+@torch.no_grad()
+def roughen(model: PreTrainedModel, steps: Steps, seed: int = 0) -> None:
+    """Add to each named weight an error of half a step at most. The model is spent by it.
+
+    Adapters are folded in first, so that names are the files'. The same seed gives the same error.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    for name, step in steps:
+        parameter = _parameter(model, name)
+        error = (torch.rand(step.shape, generator=draw) - 0.5) * step
+        parameter.add_(error.to(parameter.device, parameter.dtype))
+
+
+@torch.no_grad()
+def fold(model: PreTrainedModel) -> None:
+    """Adapters and codes to plain weights, in the model's own format."""
+    dtype = model.dtype
+    merge(model)
+    for name, layer in list(cast(nn.Module, model).named_modules()):
+        if isinstance(layer, QuantLinear):
+            dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            dense.weight = nn.Parameter(layer.dense(dtype), requires_grad=False)
+            dense.bias = layer.bias
+            parent, _, leaf = name.rpartition(".")
+            setattr(cast(nn.Module, model).get_submodule(parent), leaf, dense)
+    cast(nn.Module, model).to(dtype)
+
+
+def _spacing(value: Tensor, mantissa: int) -> Tensor:
+    """Between neighbouring floating-point numbers with so many bits after the leading one."""
+    _, exponent = torch.frexp(value)
+    return torch.ldexp(torch.ones_like(value), exponent - 1 - mantissa)
+
+
+def _parameter(model: PreTrainedModel, name: str) -> nn.Parameter:
+    """By its name in the files, which may lack the model's prefix."""
+    for full in _names(model, name):
+        try:
+            return cast(nn.Module, model).get_parameter(full)
+        except AttributeError:
+            continue
+    raise ExportError(f"the model has no weight {name}, though its files do")
+
+
+def _names(model: PreTrainedModel, name: str) -> Iterator[str]:
+    yield name
+    prefix: Any = model.base_model_prefix
+    yield f"{prefix}.{name}"
