@@ -79,6 +79,7 @@ class StoppedError(TimeChatError):
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
+        self.signum = signum
         self.exit_status = 128 + signum
 
 

@@ -13,6 +13,7 @@ from timechat.cli.commands import (
     annotation,
     data,
     export,
+    learning,
     machine,
     proof,
     runs,
@@ -47,8 +48,8 @@ def cli() -> None:
 for command in (
     training.demo, data.prepare, data.show, training.plan, training.train, training.resume,
     runs.runs, runs.rm, runs.pin, proof.compare, talking.chat, talking.serve, export.export,
-    annotation.annotate, annotation.agreement, annotation.collect, server.jobs, server.keys,
-    machine.doctor,
+    annotation.annotate, annotation.agreement, annotation.collect, learning.learn, server.jobs,
+    server.keys, machine.doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

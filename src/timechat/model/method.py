@@ -74,6 +74,38 @@ class Change:
             set_activation(self.model, ours)
 
 
+class Sequel(Change):
+    """What a second training changes of a model with adapters: its base is the model as it was when
+    this began, adapters and all."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._learned = [p for layer in adapters(model).values() for _, p in layer.parts()]
+        self._former = [p.detach().clone() for p in self._learned]
+
+    @contextmanager
+    def base(self) -> Generator[None]:
+        now = [p.detach().clone() for p in self._learned]
+        self._put(self._former)
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for place, value in zip(self._learned, values, strict=True):
+            place.data.copy_(value)
+
+
+def begin_again(model: PreTrainedModel, adapt: Adapt) -> Change:
+    """Make a model that learned before ready to learn more, held to what it is now."""
+    if adapters(model):
+        return Sequel(model)
+    assert isinstance(adapt, Full | Layers)
+    release(model, adapt)
+    return Change(model)
+
+
 def begin(model: PreTrainedModel, adapt: Adapt, alpha: float, seed: int) -> Change:
     """Make `model` ready to learn as the recipe's section `adapt` says.
 

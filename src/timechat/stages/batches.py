@@ -28,12 +28,12 @@ def plan_steps(room: Room) -> list[Callable[[], tuple[Batch, ...]]]:
 
     def step(number: int) -> tuple[Batch, ...]:
         held = replay[number % len(replay)] if replay else []
-        return _cut([example(row, number) for row in rows[number]], held, plan["micro_rows"])
+        return cut_step([example(row, number) for row in rows[number]], held, plan["micro_rows"])
 
     return [lambda number=number: step(number) for number in range(len(rows))]
 
 
-def _cut(rows: list[Example], held: list[Example], micro_rows: int) -> tuple[Batch, ...]:
+def cut_step(rows: list[Example], held: list[Example], micro_rows: int) -> tuple[Batch, ...]:
     """One step's rows in micro-batches of `micro_rows`, the held rows spread over them."""
     count = max(1, -(-len(rows) // micro_rows))
     return tuple(

@@ -16,6 +16,7 @@ from timechat.manifest import CHECKPOINT, checkpoints, step_of
 from timechat.stages.keep import pin as keep_step
 from timechat.stages.keep import pinned
 from timechat.stages.record import ENVIRONMENT, HISTORY, RECIPE
+from timechat.stages.versions import LEARNED, parents
 from timechat.store import is_owned, owned, read_json, read_lines, remove_folder, size_of
 
 State = Literal["running", "finished", "stopped", "failed", "interrupted", "new"]
@@ -31,6 +32,7 @@ KNOWN = frozenset({
     RECIPE, ENVIRONMENT, HISTORY, "plan.json", "checks.json", "too_long.jsonl", "offending.jsonl",
     "data", "metrics.jsonl", "samples.jsonl", "checkpoints", "best", "evals", "pinned.json",
     "report.json", "report.md", "report.html",
+    LEARNED,
 })  # fmt: skip
 
 
@@ -130,6 +132,8 @@ def _removable(run: Path, step: int) -> Path:
     folder = _folder(run, step)
     if (run / "best").exists() and (run / "best").resolve().name.startswith(folder.name):
         raise RunError(f"{folder.name} is the best checkpoint of {run}: it stays")
+    if any(Path(parent).name.startswith(folder.name) for parent in parents(run)):
+        raise RunError(f"{folder.name} is what a learned version of {run} goes back to: it stays")
     if step in pinned(run):
         raise RunError(f"{folder.name} is pinned: `timechat pin --remove {run}@step-{step}` first")
     if next(iter(checkpoints(run))) == folder and _state(run) != "finished":

@@ -1,0 +1,108 @@
+"""Three sets and one decision: what is offered, and what is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timechat.conversation import Message
+from timechat.evals.run import Choosing
+from timechat.evals.suite import General
+from timechat.records import Score
+from timechat.stages import verdict
+from timechat.stages.corrections import Correction
+from timechat.stages.verdict import Exam, Sat, judge
+from timechat.stages.watch import Watcher
+
+
+def correction(name: str) -> Correction:
+    asked = ((Message("user", f"What is {name}?"),),)
+    others = tuple((Message("user", f"{name}, what is {i}?"),) for i in range(2))
+    return Correction(name, f"It is answer{name}.", "No idea.", "", asked, others, 0)
+
+
+def exam(count: int = 3) -> Exam:
+    corrections = tuple(correction(f"n{i}") for i in range(count))
+    return Exam(corrections, "", None, General((), (), ()), 8, 0.05, (), Watcher())
+
+
+def sat(right: int, lost: int = 0, wrong_choices: int = 0, n: int = 160, of: int = 3) -> Sat:
+    said = tuple((f"answern{i}",) * 2 if i < right else ("no",) * 2 for i in range(of))
+    scores = tuple(Score(f"t{i}", f"g{i // 4}", float(i >= lost), "contains/1") for i in range(n))
+    choices = tuple(
+        Choosing(f"c{i}", f"c{i}", "facts", (-9.0, -1.0) if i < wrong_choices else (-1.0, -2.0))
+        for i in range(200)
+    )
+    return Sat(said, scores, ("",) * n, choices)
+
+
+@pytest.fixture(autouse=True)
+def as_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "version_in_use", lambda run: None)
+
+
+def decide(before: Sat, after: Sat, corrections: int = 3) -> dict[str, Any]:
+    asked = exam(corrections)
+    return judge(Path("run"), replace(asked, task=None), before, after)
+
+
+def test_what_was_learned_without_loss_is_offered() -> None:
+    found = decide(sat(0), sat(3))
+    assert found["decision"] == "offered"
+    assert found["sets"]["corrections"]["right_after"] == 3
+    assert found["sets"]["earlier"]["verdict"] == "kept"
+    assert found["sets"]["retention"]["verdict"] == "kept"
+
+
+def test_what_was_not_learned_is_not_offered() -> None:
+    found = decide(sat(0), sat(1))
+    assert found["decision"] == "refused"
+    assert "only 1 of 3 corrections" in found["reasons"][0]
+
+
+def test_a_loss_on_the_earlier_test_set_forbids() -> None:
+    found = decide(sat(0), sat(3, lost=60))
+    assert found["decision"] == "refused"
+    assert "earlier test set was lost" in found["reasons"][0]
+
+
+def test_a_loss_of_general_ability_forbids() -> None:
+    found = decide(sat(0), sat(3, wrong_choices=60))
+    assert found["decision"] == "refused"
+    assert "general ability was lost" in found["reasons"][0]
+
+
+def test_what_cannot_be_told_from_a_loss_forbids() -> None:
+    found = decide(sat(0), sat(3, wrong_choices=8))
+    assert found["decision"] == "refused"
+    assert "may have been lost" in found["reasons"][0]
+
+
+def test_few_test_questions_forbid_only_a_loss_of_more_than_one() -> None:
+    assert decide(sat(0, n=12), sat(3, lost=1, n=12))["decision"] == "offered"
+    assert decide(sat(0, n=12), sat(3, n=12))["sets"]["earlier"]["verdict"] == "too_few"
+    found = decide(sat(0, n=12), sat(3, lost=4, n=12))
+    assert found["decision"] == "refused"
+    assert "4 of 12 questions are answered worse" in found["reasons"][0]
+
+
+def test_small_losses_that_add_up_over_versions_forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "version_in_use", lambda run: object())
+    first = sat(0)
+    known = (General((), (), ()), first.scores, first.answers, first.choices)
+    monkeypatch.setattr(Exam, "known", lambda self, folder: known)
+    found = decide(sat(0, wrong_choices=20), sat(3, wrong_choices=20))
+    assert found["sets"]["retention"]["verdict"] == "kept"
+    assert found["decision"] == "refused"
+    assert "since the run was trained was lost" in found["reasons"][0]
+
+
+def test_corrections_without_other_words_prove_nothing() -> None:
+    asked = exam(1)
+    bare = replace(asked, corrections=(replace(asked.corrections[0], checked=()),))
+    found = judge(Path("run"), bare, replace(sat(0), said=((),)), replace(sat(0), said=((),)))
+    assert found["decision"] == "refused"
+    assert "in other words" in found["reasons"][0]
