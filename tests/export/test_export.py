@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 from tiny import build_family, byte_tokenizer, write_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from timechat.cli.main import main
 from timechat.conversation import Conversation, Message
 from timechat.errors import ExportError, UserError
 from timechat.model.adapt import adapters, attach, save_adapter
+from timechat.model.choose import set_activation
 from timechat.model.load import digest_folder, load, resolve
-from timechat.stages import export as stage
-from timechat.stages import hearing
+from timechat.stages import hearing, target
 from timechat.stages.export import export
 from timechat.store import read_json
 
@@ -149,7 +152,7 @@ def test_a_quantised_base_is_refused(base: Path, tmp_path: Path) -> None:
 def test_no_space_is_told_before_anything_is_written(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "free_disk", lambda folder: 1000)
+    monkeypatch.setattr(target, "free_disk", lambda folder: 1000)
     with pytest.raises(ExportError, match="free some space"):
         export(str(base), "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -177,3 +180,70 @@ def test_an_adapter_of_a_quantised_base_is_folded_into_the_whole_one(
 def test_heads_tied_or_not_come_out_alike(tied: str, tmp_path: Path) -> None:
     folder = write_family(tmp_path / "tied", tied)
     assert export(str(folder), "gguf", tmp_path / "out", "bf16").verdict.passed
+
+
+@pytest.fixture
+def other_activation(base: Path, tmp_path: Path) -> Path:
+    """An adapter trained with another activation than its base names."""
+    model = build_family("llama")
+    set_activation(model, "gelu")
+    attach(model, 4, 8.0, "all")
+    for layer in adapters(model).values():
+        torch.nn.init.normal_(layer.lora_b, std=0.1)
+    folder = tmp_path / "gelu"
+    folder.mkdir()
+    save_adapter(model, folder, str(base), digest_folder(base), "all")
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_changed_activation_is_in_the_merged_models_own_settings(
+    other_activation: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert export(str(other_activation), "merged", out).verdict.passed
+    assert read_json(out / "config.json")["hidden_act"] == "gelu"
+    theirs = AutoModelForCausalLM.from_pretrained(out)
+    loaded = load(resolve(str(other_activation)))
+    torch.testing.assert_close(logits(theirs), logits(loaded.model.float()), rtol=0.1, atol=0.2)
+
+
+def test_a_changed_activation_that_a_format_cannot_say_is_refused_by_name(
+    other_activation: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="changed the base's activation to 'gelu'"):
+        export(str(other_activation), "adapter", tmp_path / "out")
+    with pytest.raises(ExportError, match="hidden_act = 'gelu'"):
+        export(str(other_activation), "gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    ask = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if subprocess.run(ask, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_a_disk_that_fills_up_while_writing_is_one_clear_message_and_nothing_stays(
+    form: str,
+    base: Path,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    # Somebody else takes the space after it was looked at.
+    monkeypatch.setattr(target, "free_disk", lambda folder: 2**40)
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(base), "--format", form, "--out", str(small_disk / "out")])
+    assert ended.value.code == 2
+    told = capfd.readouterr().err
+    assert [line.startswith("error: ") for line in told.splitlines()].count(True) == 1
+    assert "No space left on device" in told
+    assert "free some space, then run the same command again" in told
+    assert list(small_disk.iterdir()) == []

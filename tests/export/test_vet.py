@@ -161,6 +161,23 @@ def test_a_model_that_cannot_be_heard_is_one_clear_message(tmp_path: Path) -> No
         asyncio.run(vet.hear_in_child(found))
 
 
+def test_an_engine_that_cannot_even_start_leaves_the_model_to_torch(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Canned.start
+
+    async def start_torch_alone(self: Canned) -> None:
+        if self.spec["kind"] == "openvino":
+            raise ModelError("tiny could not be started: a cut file\nat line 84")
+        await whole(self)
+
+    monkeypatch.setattr(Canned, "start", start_torch_alone)
+    engine, _ = start(subject, RIGHT)
+    assert engine.capabilities.note == "not on openvino: tiny could not be started: a cut file"
+    with pytest.raises(ModelError, match="a cut file"):
+        start(subject, RIGHT, instead=None)
+
+
 @pytest.mark.slow
 def test_a_damaged_graph_is_refused_and_torch_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -189,8 +206,7 @@ def test_a_damaged_graph_is_refused_and_torch_answers(
     assert "gate: log-probabilities differ by" in good.note
     (file,) = (tmp_path / "cache/openvino").glob("*/openvino_model.bin")
     content = np.fromfile(file, dtype=np.uint8)
-    half = len(content) // 2
-    content[half : half + len(content) // 8] ^= 0x55
+    content[2000:40_000] ^= 0x55  # within the embedding, which comes first
     content.tofile(file)
     bad = started()
     assert bad.engine == "torch"

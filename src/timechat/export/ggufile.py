@@ -6,6 +6,8 @@ the tensor being written is in memory.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +144,10 @@ def write_gguf(
         for slot in slots:
             writer.write_tensor_data(quantise(slot, file_value(slot, weights, config)))
             progress(1)
+    except OSError as error:
+        if error.errno is None:  # numpy gives no reason where less was written than it asked for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         writer.close()
 

@@ -49,6 +49,9 @@ def read_chain(renderer: Renderer, bos: str = "") -> Chain | None:
         chain = _guess(renderer, bos)
     except (jinja2.TemplateError, ModelError, ValueError):
         return None
+    # Its parser knows no way to write these between triple quotes.
+    if '"""' in chain.system or chain.system.endswith('"'):
+        return None
     turns = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
     tests = [turns[:1], turns, [*turns, Message("assistant", "four"), Message("user", "five")]]
     if "system" in chain.turns:
@@ -66,7 +69,7 @@ def write_modelfile(
     lines = [f"FROM ./{gguf_name}", "", f'TEMPLATE """{_go(chain)}"""', ""]
     if chain.system:
         lines += [f'SYSTEM """{chain.system}"""', ""]
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
+    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in stops]
     lines += [
         "PARAMETER temperature 0",
         "PARAMETER repeat_penalty 1",
@@ -74,6 +77,12 @@ def write_modelfile(
         f"PARAMETER num_predict {answer_tokens}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Ollama's parser takes the quotes away and unescapes nothing."""
+    mark = '"""' if '"' in text or "\n" in text else '"'
+    return f"{mark}{text}{mark}"
 
 
 def _go(chain: Chain) -> str:

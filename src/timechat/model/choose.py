@@ -86,7 +86,7 @@ def matches(name: str, pattern: str) -> bool:
 
 def find_activation(model: nn.Module) -> str | None:
     """The activation that the configuration names; None where it names none."""
-    key = _activation_key(model)
+    key = activation_key(_config(model))
     return None if key is None else str(getattr(_config(model), key))
 
 
@@ -98,7 +98,7 @@ def set_activation(model: PreTrainedModel, name: str) -> str:
     """
     if name not in ACT2FN:
         raise ModelError(f"adapt.activation = {name!r} is not known ({nearest(name, ACT2FN)})")
-    key = _activation_key(model)
+    key = activation_key(_config(model))
     if key is None:
         raise ModelError(f"{type(model).__name__} names no activation, so it cannot be changed")
     before = str(getattr(_config(model), key))
@@ -118,8 +118,8 @@ def set_activation(model: PreTrainedModel, name: str) -> str:
     return before
 
 
-def _activation_key(model: nn.Module) -> str | None:
-    config = _config(model)
+def activation_key(config: Any) -> str | None:
+    """What a configuration calls the activation of its MLP layers; None where it names none."""
     return next((k for k in _ACTIVATION_KEYS if isinstance(getattr(config, k, None), str)), None)
 
 

@@ -7,19 +7,15 @@ behind when any of them fails.
 from __future__ import annotations
 
 import gc
-import os
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from timechat.conversation import Conversation
 from timechat.errors import ExportError, nearest
 from timechat.export import gate, inspection
 from timechat.export.card import Facts, base_name, card_base, use_of, write_card
@@ -29,19 +25,35 @@ from timechat.export.ollama import read_chain, write_modelfile
 from timechat.export.readback import load_gguf, open_gguf, vocabulary_of
 from timechat.export.vocabulary import read_vocabulary
 from timechat.export.weights import Weights
-from timechat.model.adapt import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_NOTE
-from timechat.model.load import Loaded, Source, digest_folder, load, load_tokenizer, resolve
-from timechat.model.machine import free_disk
+from timechat.model.adapt import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from timechat.model.choose import activation_key
+from timechat.model.load import Loaded, Source, load, load_tokenizer, resolve
 from timechat.model.render import Renderer
 from timechat.records import Measure
 from timechat.stages import hearing
 from timechat.stages.hearing import held_out_rows
 from timechat.stages.measure import Asked
+from timechat.stages.target import (
+    CARD,
+    GATE,
+    MODELFILE,
+    Job,
+    activation_of,
+    beside,
+    file_of,
+    name_of,
+    open_target,
+    probed,
+    refuse_changed_base,
+    refuse_no_space,
+    refuse_taken,
+    report_of,
+    run_of,
+)  # fmt: skip
 from timechat.stages.watch import Watcher
-from timechat.store import build_folder, read_json, sha256, write_json, write_text
+from timechat.store import read_json, sha256, write_json, write_text
 
 FORMATS = ("adapter", "merged", "gguf")
-CARD, GATE, MODELFILE = "README.md", "gate.json", "Modelfile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +72,6 @@ class Exported:
     measures: tuple[Measure, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One export: what, as what, whereto."""
-
-    source: Source
-    form: str
-    quantisation: str
-    run: Path | None
-    name: str
-    rows: tuple[Conversation, ...]
-    watcher: Watcher
-
-    @property
-    def label(self) -> str:
-        return self.quantisation if self.form == "gguf" else self.form
-
-
 def export(
     model: str,
     form: str,
@@ -93,14 +88,14 @@ def export(
     watcher = watcher or Watcher()
     quantisation = _checked(form, quantisation)
     source = resolve(model, watcher.say)
-    run = _run_of(model, source)
-    job = _Job(
-        source, form, quantisation, run, _name(model, run, source), held_out_rows(run), watcher
+    run = run_of(model, source)
+    job = Job(
+        source, form, quantisation, run, name_of(model, run, source), held_out_rows(run), watcher
     )
-    _refuse_taken(job, out)
-    _refuse_changed_base(source)
+    refuse_taken(job, out)
+    refuse_changed_base(source)
     weights = Weights(source.folder, source.adapter)
-    with _target(out, job) as folder:
+    with open_target(out, job) as folder:
         return _write(job, weights, folder, out, measure)
 
 
@@ -119,20 +114,21 @@ def _checked(form: str, quantisation: str) -> str:
     return quantisation
 
 
-def _write(job: _Job, weights: Weights, folder: Path, out: Path, measure: bool) -> Exported:
+def _write(job: Job, weights: Weights, folder: Path, out: Path, measure: bool) -> Exported:
     """Write, inspect, listen, describe: all in `folder`, which becomes `out` when this returns."""
     say = job.watcher.say
     tokenizer = load_tokenizer(job.source.adapter or job.source.folder)
     renderer = Renderer(tokenizer)
     config = cast(PretrainedConfig, AutoConfig.from_pretrained(job.source.folder))
-    file = _file_of(job, out)
-    _refuse_no_space(job, weights, config, folder)
+    _carry_activation(job, config, weights)
+    file = file_of(job, out)
+    refuse_no_space(job, weights, config, folder)
     _write_form(job, weights, config, renderer, folder / file)
     say("reading it back and comparing every tensor, the template, the stop tokens and ids")
     _inspect(job, weights, config, renderer, folder / file)
     verdict, dtype, measures = _listen(job, weights, folder, folder / file, measure)
     gate.refuse_unless(verdict, f"the {job.label} export")
-    notes = [f"compared in {str(dtype).removeprefix('torch.')}, on {_probed(job)}"]
+    notes = [f"compared in {str(dtype).removeprefix('torch.')}, on {probed(job)}"]
     if bits := hearing.bits_of(job.source):
         notes.append(
             f"the adapter was trained and evaluated beside its base in {bits} bits"
@@ -147,19 +143,19 @@ def _write(job: _Job, weights: Weights, folder: Path, out: Path, measure: bool) 
         form=job.form,
         base=card_base(job.source.folder),
         figures=(f"{figure}.", *_INSPECTED[job.form]),
-        report=_report(job.run),
+        report=report_of(job.run),
         measures=measures,
         use=use_of(job.form, str(out), file.name, base_name(job.source.folder)),
         notes=tuple(f"{note[0].upper()}{note[1:]}." for note in notes),
     )
-    write_text(folder / _beside(job, out, CARD), write_card(facts))
-    files = tuple(sorted([*(p.name for p in folder.iterdir()), _beside(job, out, GATE)]))
+    write_text(folder / beside(job, out, CARD), write_card(facts))
+    files = tuple(sorted([*(p.name for p in folder.iterdir()), beside(job, out, GATE)]))
     total = sum(p.stat().st_size for p in folder.iterdir())
     done = Exported(
         str(out), job.form, job.quantisation, files, total, verdict, figure, stops,
         tuple(notes), measures,
     )  # fmt: skip
-    write_json(folder / _beside(job, out, GATE), done)
+    write_json(folder / beside(job, out, GATE), done)
     return done
 
 
@@ -176,8 +172,27 @@ _INSPECTED = {
 }
 
 
+def _carry_activation(job: Job, config: PretrainedConfig, weights: Weights) -> None:
+    """Put the run's own activation into the settings that are written, or refuse by name."""
+    name, key = activation_of(job.source), activation_key(config)
+    if not name or (key is not None and getattr(config, key) == name):
+        return
+    if job.form == "adapter":
+        raise ExportError(
+            f"the run changed the base's activation to {name!r}, which an adapter's files cannot "
+            "say, so every other program would answer otherwise: export it merged"
+        )
+    if key is None or key not in weights.config:
+        raise ExportError(
+            f"the run changed the base's activation to {name!r}, and the settings of a "
+            f"{config.model_type} model have no name for it: it cannot be exported"
+        )
+    setattr(config, key, name)
+    weights.config[key] = name
+
+
 def _write_form(
-    job: _Job, weights: Weights, config: PretrainedConfig, renderer: Renderer, path: Path
+    job: Job, weights: Weights, config: PretrainedConfig, renderer: Renderer, path: Path
 ) -> None:
     stops = gate.stops_in_order(renderer)
     if job.form == "adapter":
@@ -195,7 +210,7 @@ def _write_form(
 
 
 def _inspect(
-    job: _Job, weights: Weights, config: PretrainedConfig, renderer: Renderer, path: Path
+    job: Job, weights: Weights, config: PretrainedConfig, renderer: Renderer, path: Path
 ) -> None:
     questions = [row.question for row in job.rows]
     if job.form == "adapter":
@@ -214,7 +229,7 @@ def _inspect(
 
 
 def _listen(
-    job: _Job, weights: Weights, folder: Path, path: Path, measure: bool
+    job: Job, weights: Weights, folder: Path, path: Path, measure: bool
 ) -> tuple[gate.Verdict, torch.dtype, tuple[Measure, ...]]:
     """The two models one after the other, so that only one is ever in memory."""
     asked = Asked(job.source, job.run, job.rows, job.watcher) if measure else None
@@ -240,7 +255,7 @@ def _listen(
     return verdict, dtype, asked.compare(exported)
 
 
-def _load_back(job: _Job, folder: Path, path: Path, dtype: torch.dtype) -> Loaded:
+def _load_back(job: Job, folder: Path, path: Path, dtype: torch.dtype) -> Loaded:
     """The export as a model, from its files alone."""
     source = Source("export", path)
     if job.form == "gguf":
@@ -279,92 +294,6 @@ def _write_ollama(renderer: Renderer, folder: Path, file: Path, window: int) -> 
     names = renderer.tokenizer.convert_ids_to_tokens(gate.stops_in_order(renderer))
     write_text(folder / MODELFILE, write_modelfile(chain, file.name, names, window))
     return []
-
-
-def _refuse_taken(job: _Job, out: Path) -> None:
-    paths = [out]
-    if out.suffix == ".gguf":
-        paths += [out.parent / _beside(job, out, name) for name in (MODELFILE, CARD, GATE)]
-    for path in paths:
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise ExportError(f"{path} exists: name another --out, or remove it first")
-
-
-def _refuse_changed_base(source: Source) -> None:
-    """An adapter on a base that was edited since is another model than the evaluated one."""
-    if source.adapter is None or not (source.adapter / BASE_NOTE).is_file():
-        return
-    known = str(read_json(source.adapter / BASE_NOTE).get("base_digest", ""))
-    if len(known) == 64 and known != digest_folder(source.folder):
-        raise ExportError(
-            f"the base in {source.folder} is not the one that {source.name} was trained on (its "
-            "digest differs): put the old one back"
-        )
-
-
-def _refuse_no_space(job: _Job, weights: Weights, config: PretrainedConfig, folder: Path) -> None:
-    needed = weights.num_bytes
-    if job.form == "gguf":
-        needed = sum(slot.num_bytes for slot in plan_slots(weights, config, job.quantisation))
-    if job.form != "adapter" and needed * 1.02 + 2**24 > free_disk(folder):
-        raise ExportError(
-            f"the export takes {needed / 1e9:.1f} GB and {folder.parent} has "
-            f"{free_disk(folder) / 1e9:.1f} GB left: free some space or name another --out"
-        )
-
-
-@contextmanager
-def _target(out: Path, job: _Job) -> Generator[Path]:
-    """A folder to fill that becomes `out`; for a single file, whose files move to its folder."""
-    if out.suffix != ".gguf" or job.form != "gguf":
-        with build_folder(out) as beside:
-            yield beside
-        return
-    inner = out.parent / f".{out.name}.parts"
-    with build_folder(inner) as beside:
-        yield beside
-    for file in sorted(inner.iterdir(), key=lambda p: p.suffix == ".gguf"):
-        os.replace(file, out.parent / file.name)
-    inner.rmdir()
-
-
-def _file_of(job: _Job, out: Path) -> Path:
-    """Where in the folder the model goes: a name for GGUF, the folder itself for the others."""
-    if job.form != "gguf":
-        return Path()
-    return Path(out.name if out.suffix == ".gguf" else f"{job.name}-{job.quantisation}.gguf")
-
-
-def _beside(job: _Job, out: Path, name: str) -> str:
-    """Beside a file of the user's naming, ours carry its name; a Modelfile must be called so."""
-    if job.form != "gguf" or out.suffix != ".gguf" or name == MODELFILE:
-        return name
-    return f"{out.stem}.{'md' if name == CARD else name}"
-
-
-def _run_of(model: str, source: Source) -> Path | None:
-    """The run behind a MODEL name, where there is one."""
-    places = [Path(model.partition("@")[0])]
-    if source.adapter is not None:
-        places += list(source.adapter.parents)[:2]
-    places += list(source.folder.parents)[:2]
-    return next((place for place in places if (place / "recipe.yaml").is_file()), None)
-
-
-def _probed(job: _Job) -> str:
-    return "the run's held-out questions" if job.run is not None else "shipped general questions"
-
-
-def _name(model: str, run: Path | None, source: Source) -> str:
-    """A name for the card and the file: the run's, or the folder's."""
-    named = run.resolve().name if run is not None else Path(model).name
-    return named or source.folder.name
-
-
-def _report(run: Path | None) -> dict[str, Any] | None:
-    if run is None or not (run / "report.json").is_file():
-        return None
-    return cast(dict[str, Any], read_json(run / "report.json"))
 
 
 def _window(config: PretrainedConfig) -> int:

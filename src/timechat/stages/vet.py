@@ -85,13 +85,17 @@ class VettedEngine:
         """Start what may answer for the model. Raises ModelError where nothing may."""
         verdict = known_verdict(self._subject)
         if verdict is None or verdict.passed:
-            await self._engine.start()
+            try:
+                await self._engine.start()
+            except ModelError as error:
+                await self._fall_back(str(error))
+                return
         if verdict is None:
             verdict = await self._vet()
         if verdict.passed:
             self._note = f"gate: {verdict.figure}"
         else:
-            await self._fall_back(verdict)
+            await self._fall_back(f"the gate refused it ({verdict.refused}): {verdict.figure}")
 
     async def _vet(self) -> gate.Verdict:
         try:
@@ -105,12 +109,12 @@ class VettedEngine:
             await self._engine.stop()
         return verdict
 
-    async def _fall_back(self, verdict: gate.Verdict) -> None:
+    async def _fall_back(self, why: str) -> None:
         kind = self._spec["kind"]
-        why = f"the gate refused it ({verdict.refused}): {verdict.figure}"
         if self._instead is None:
             raise ModelError(f"{self._spec['name']} cannot be served by {kind}: {why}")
-        self._note = f"not on {kind}: {why}"
+        first, *_ = why.splitlines()
+        self._note = f"not on {kind}: {first}"
         self._engine = self._make(dict(self._instead))
         await self._engine.start()
 
