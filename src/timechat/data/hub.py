@@ -11,14 +11,23 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from timechat.errors import FetchError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?(@[\w./-]+)?")
 ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow", ".jsonl.gz", ".csv.gz",
            ".json.gz", ".jsonl.zst", ".txt")  # fmt: skip
+# A name it refuses, an answer that is none, and no answer: the last are httpx's and no OSError.
+FAULTS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled,
+          httpx.HTTPError, OSError)  # fmt: skip
 
 
 def is_hub_id(name: str) -> bool:
@@ -37,8 +46,8 @@ def fetch(name: str) -> Path:
         folder = api.snapshot_download(
             repo, repo_type="dataset", revision=info.sha, allow_patterns=patterns
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        why = str(error).strip().split("\n")[0][:200]
+    except FAULTS as error:
+        why = " ".join(str(error).split())[:200]
         raise FetchError(
             f"no file or folder at {name}, and the Hub does not give a dataset of that name: {why}"
         ) from None
