@@ -7,7 +7,6 @@ import io
 import json
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
@@ -21,7 +20,7 @@ from timechat.recipe import Data, parse_recipe
 from timechat.stages.annotate import measure_agreement, open_folder, reopen, suggest
 from timechat.stages.collect import collect, settle, spreadsheet
 from timechat.stages.exchange.argilla import write_records
-from timechat.stages.exchange.labelstudio import write_config, write_tasks
+from timechat.stages.exchange.labelstudio import write_tasks
 from timechat.stages.prepare import prepare
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -130,79 +129,12 @@ def test_labels_are_seen_and_become_a_closed_set(tmp_path: Path) -> None:
     assert reopen(tmp_path / "l").labels == ("bad", "good")
 
 
-@pytest.mark.parametrize("shape", ["label-studio", "argilla"])
-@pytest.mark.parametrize("kind", ["queue", "pairs", "labels"])
-def test_what_goes_out_in_another_tools_shape_comes_back_the_same(
-    shape: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if kind == "labels":
-        rows = [(f"text {n}", "good" if n % 2 else "bad") for n in range(30)]
-        queue = open_folder(tmp_path / "l", add=[write_rows(tmp_path / "r.jsonl", rows)]).queue
-    else:
-        queue = request.getfixturevalue(kind)
-    verdicts = {"pairs": ("first", "second"), "queue": ("right", "=Ben,\nsaid she", "wrong"),
-                "labels": ("=good", "right", "wrong")}[kind]  # fmt: skip
-    say(queue, "ann", *verdicts)
-    say(queue, "ben@x.org", "skip", {"pairs": "tie", "labels": "=bad"}.get(kind, "right"))
-    out = tmp_path / "out.json"
-    collect(queue, shape, out)
-    back = open_folder(tmp_path / "back", add=[out], labels=queue.labels).queue
-
-    def told(of: Queue) -> list[Any]:
-        said = of.by_item()
-        return [
-            (item.task, item.prompt, [a.text for a in item.answers], item.row_id, item.group,
-             [(j.annotator, j.verdict, j.value, j.created_ms) for j in said.get(item.id, [])])
-            for item in of.items()
-        ]  # fmt: skip
-
-    assert told(back) == told(queue)
-    # And into the queue that it came from: nothing new.
-    assert queue.add(back.items()) == 0
-    assert open_folder(tmp_path / "back", add=[out]).added == 0
-    assert told(back) == told(queue)
-
-
-def test_label_studios_documented_task_is_read(tmp_path: Path) -> None:
-    task = {
-        "id": 1,
-        "created_at": "2021-03-09T21:52:49.513742Z",
-        "data": {"text": "My card is lost"},
-        "annotations": [
-            {
-                "id": "1001", "completed_by": 10, "was_cancelled": False, "lead_time": 4.288,
-                "created_at": "2021-03-09T22:16:08.728353Z",
-                "result": [{"from_name": "label", "id": "Dx", "to_name": "text", "type": "choices",
-                            "value": {"choices": ["lost_card"]}}],
-            }
-        ],
-        "predictions": [
-            {"model_version": "model 1", "score": 0.9, "result": [
-                {"from_name": "label", "to_name": "text", "type": "choices",
-                 "value": {"choices": ["card_arrival"]}}]}
-        ],
-    }  # fmt: skip
-    (tmp_path / "t.json").write_text(json.dumps([task]))
-    queue = open_folder(tmp_path / "q", add=[tmp_path / "t.json"]).queue
-    item, said = queue.items()[0], queue.judgements()[0]
-    assert (item.answers, item.suggestions[0].model) == ((), "model 1")
-    assert (said.annotator, said.verdict, said.value) == ("user 10", "corrected", "lost_card")
-    assert (said.seconds, said.created_ms) == (4.288, 1615328168728)
-
-
 def test_an_entry_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text(json.dumps([{"data": {"text": "x"}}, {"data": {"image": "x.png"}}]))
     with pytest.raises(DataError, match=r"entry 2 cannot be read: no prompt among image"):
         open_folder(tmp_path / "q", add=[path])
     assert not (tmp_path / "q").exists()
-
-
-def test_a_config_for_label_studio_escapes_its_labels(tmp_path: Path) -> None:
-    rows = [(f"text {n}", 'a "b" <c> & d' if n % 2 else "e") for n in range(30)]
-    queue = open_folder(tmp_path / "l", add=[write_rows(tmp_path / "r.jsonl", rows)]).queue
-    root = ElementTree.fromstring(write_config(queue))
-    assert [c.get("value") for c in root.iter("Choice")] == ['a "b" <c> & d', "e"]
 
 
 def test_formulas_in_cells_are_made_text(tmp_path: Path) -> None:

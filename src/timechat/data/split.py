@@ -84,13 +84,13 @@ def _bundles(clusters: Ints, marks: NDArray[np.uint64], seed: int) -> list[list[
     """Row numbers that must not be parted, in the seed's order."""
     order = np.argsort(clusters, kind="stable")
     borders = np.flatnonzero(np.diff(clusters[order])) + 1
-    bundles = [part.tolist() for part in np.split(order, borders)]
-
-    def place(bundle: list[int]) -> bytes:
-        # What they are sorted by must not depend on the order of the file.
-        return hashlib.sha256(f"{seed}:{int(marks[bundle].min())}".encode()).digest()
-
-    return sorted(bundles, key=place)
+    starts = np.concatenate([[0], borders])
+    # What they are sorted by must not depend on the order of the file.
+    lowest = np.minimum.reduceat(marks[order], starts).tolist()
+    places = [hashlib.sha256(f"{seed}:{mark}".encode()).digest() for mark in lowest]
+    rows, ends = order.tolist(), [*borders.tolist(), len(order)]
+    bundles = [rows[start:end] for start, end in zip(starts.tolist(), ends, strict=True)]
+    return [bundles[i] for i in sorted(range(len(bundles)), key=places.__getitem__)]
 
 
 def _stratified(

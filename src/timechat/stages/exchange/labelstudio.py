@@ -61,13 +61,20 @@ def write_config(queue: Queue) -> str:
             '  <Text name="answer_1" value="$answer_1"/>\n'
             '  <Text name="answer_2" value="$answer_2"/>\n</View>\n'
         )
-    choices = queue.labels or ("right", "wrong")
-    inner = "".join(f"    <Choice value={quoteattr(label)}/>\n" for label in choices)
-    text = "" if queue.labels else '  <TextArea name="correction" toName="prompt"/>\n'
+    correction = '  <TextArea name="correction" toName="prompt"/>\n'
+    if queue.labels:
+        controls = _choices("label", queue.labels) + _choices("verdict", ("wrong",))
+    else:
+        controls = _choices("verdict", ("right", "wrong")) + correction
     return (
         '<View>\n  <Text name="prompt" value="$prompt"/>\n  <Text name="answer" value="$answer"/>\n'
-        f'  <Choices name="label" toName="prompt">\n{inner}  </Choices>\n{text}</View>\n'
+        f"{controls}</View>\n"
     )
+
+
+def _choices(name: str, values: Sequence[str]) -> str:
+    inner = "".join(f"    <Choice value={quoteattr(value)}/>\n" for value in values)
+    return f'  <Choices name="{name}" toName="prompt">\n{inner}  </Choices>\n'
 
 
 def _judgement(item: Item, found: Mapping[str, Any], swapped: bool) -> Judgement:
@@ -84,20 +91,23 @@ def _judgement(item: Item, found: Mapping[str, Any], swapped: bool) -> Judgement
         return Judgement(0, name, verdict, **more)
     if not value:
         return Judgement(0, name, "skip", **more)
-    if kind == "choices" and value in ("right", "wrong"):
+    if kind == "verdict":
         return Judgement(0, name, value, **more)
     return said_of(item, name, value, **more)
 
 
 def _value(result: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """The kind and the text of a result; a written correction says more than a choice beside it."""
+    kinds = ("text", "choices", "verdict", "selected")
     found: dict[str, str] = {}
     for part in result:
-        for kind in ("text", "choices", "selected"):
-            if value := part["value"].get(kind):
-                found.setdefault(kind, str(value if isinstance(value, str) else value[0]))
-    return next(((kind, found[kind]) for kind in ("text", "choices", "selected") if kind in found),
-                ("", ""))  # fmt: skip
+        for name in ("text", "choices", "selected"):
+            if value := part["value"].get(name):
+                text = str(value if isinstance(value, str) else value[0])
+                # Only our own control of that name: another's "right" may be a label.
+                is_verdict = part.get("from_name") == "verdict" and text in ("right", "wrong")
+                found.setdefault("verdict" if is_verdict else name, text)
+    return next(((kind, found[kind]) for kind in kinds if kind in found), ("", ""))
 
 
 def _task(item: Item, said: Sequence[Judgement], has_labels: bool) -> dict[str, Any]:
@@ -133,17 +143,23 @@ def _result(item: Item, said: Judgement, has_labels: bool) -> list[dict[str, Any
     if item.task == "choose":
         sides = ("right", "left") if is_swapped(item) else ("left", "right")
         side = {"first": sides[0], "second": sides[1]}.get(said.verdict)
-        shape = {"from_name": "choice", "to_name": "answer_1,answer_2", "type": "pairwise"}
+        # Label Studio's own check wants the one element by which it finds the pair.
+        shape = {"from_name": "choice", "to_name": "answer_1", "type": "pairwise"}
         return [shape | {"value": {"selected": side}}] if side else []
     if said.value is not None:
         return _written(said.value, has_labels)
-    is_label = has_labels and said.verdict == "right"
-    return _written(item.answers[0].text if is_label else said.verdict, True)
+    if has_labels and said.verdict == "right":
+        return _written(item.answers[0].text, True)
+    return [_choice("verdict", said.verdict)]
 
 
 def _written(value: str, is_choice: bool) -> list[dict[str, Any]]:
     if is_choice:
-        name, kind, content = "label", "choices", {"choices": [value]}
-    else:
-        name, kind, content = "correction", "textarea", {"text": [value]}
-    return [{"from_name": name, "to_name": "prompt", "type": kind, "value": content}]
+        return [_choice("label", value)]
+    shape = {"from_name": "correction", "to_name": "prompt", "type": "textarea"}
+    return [shape | {"value": {"text": [value]}}]
+
+
+def _choice(name: str, value: str) -> dict[str, Any]:
+    shape = {"from_name": name, "to_name": "prompt", "type": "choices"}
+    return shape | {"value": {"choices": [value]}}
