@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,29 @@ def test_suggestions_come_from_a_model_and_only_for_what_nobody_judged(
     collect(queue, "rows", tmp_path / "o.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert rows[1]["tags"] == ["annotation:corrected", "suggested:parrot"]
+
+
+@pytest.mark.slow
+def test_the_starter_suggests_and_what_is_taken_over_is_marked_as_its_own(tmp_path: Path) -> None:
+    rows = [("What is the capital of France?", "Lyon."), ("What is 2 + 2? Give the number.", "5")]
+    write_rows(tmp_path / "r.jsonl", rows)
+    folder = str(tmp_path / "q")
+    command = [sys.executable, "-m", "timechat", "annotate", folder, "--by", "ann",
+               "--add", str(tmp_path / "r.jsonl"), "--suggest", "starter", "--json"]  # fmt: skip
+    # Takes the first suggestion over, says of the second answer that it is wrong.
+    done = subprocess.run(
+        command, input="s\nn\n", capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["mine"] == 2
+    queue = reopen(tmp_path / "q")
+    first, second = queue.items()
+    assert [s.model for s in (*first.suggestions, *second.suggestions)] == ["starter", "starter"]
+    assert "Paris" in first.suggestions[0].value
+    collect(queue, "rows", tmp_path / "o.jsonl")
+    (row,) = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert row["messages"][-1]["content"] == first.suggestions[0].value
+    assert row["tags"] == ["annotation:corrected", "suggested:starter"]
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:

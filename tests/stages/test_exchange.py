@@ -132,7 +132,8 @@ def test_argillas_own_client_reads_every_record_and_gives_it_back(
 ) -> None:
     argilla = pytest.importorskip("argilla")
     for record in write_records(make(kind, tmp_path)):
-        assert argilla.Record.from_dict(record).to_dict() == record | {"status": "pending"}
+        back = argilla.Record.from_dict(record).to_dict()
+        assert {key: back[key] for key in record} == record
 
 
 def test_label_studios_documented_task_is_read(tmp_path: Path) -> None:
