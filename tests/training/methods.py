@@ -12,6 +12,7 @@ from timechat.data.pack import Example
 from timechat.model.adapt import adapters, output_head
 from timechat.model.method import Change, begin
 from timechat.model.quantise import quantise
+from timechat.model.ranks import ALONE, Ranks
 from timechat.recipe import Recipe, parse_recipe
 
 SIZES: dict[str, Any] = {
@@ -71,9 +72,9 @@ def recipe(method: str, **train: Any) -> Recipe:
     return parse_recipe({"adapt": METHODS[method], "train": train})
 
 
-def start(model: PreTrainedModel, method: str, stir: bool = False) -> Change:
+def start(model: PreTrainedModel, method: str, stir: bool = False, ranks: Ranks = ALONE) -> Change:
     """Put the method on the model; `stir` gives adapters an effect."""
-    change = begin(model, section(method), 8.0, 0)
+    change = begin(model, section(method), 8.0, 0, ranks)
     if stir:
         torch.manual_seed(1)
         for layer in adapters(model).values():

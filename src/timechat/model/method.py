@@ -23,6 +23,7 @@ from timechat.model.adapt import (
 )
 from timechat.model.choose import layer_list, number_of, set_activation
 from timechat.model.quantise import quantise
+from timechat.model.ranks import ALONE, Ranks, shard
 from timechat.model.weights import Originals, after_layers, learning_names, release, save_weights
 from timechat.recipe import Adapt, Full, Layers, Lora, Qlora
 
@@ -31,11 +32,14 @@ class Change:
     """What a run changes of `model`.
 
     `alpha` is the adapters' at full strength; `originals` are kept where the model's own weights
-    learn; `activation` is the base's, where the run changes it.
+    learn; `activation` is the base's, where the run changes it; `ranks` are those that learn it
+    together.
     """
 
-    def __init__(self, model: PreTrainedModel, activation: str | None = None) -> None:
-        self.model = model
+    def __init__(
+        self, model: PreTrainedModel, activation: str | None = None, ranks: Ranks = ALONE
+    ) -> None:
+        self.model, self.ranks = model, ranks
         layers = adapters(model)
         self.alpha = next((layer.alpha for layer in layers.values()), 0.0)
         self.originals = None if layers else Originals(model)
@@ -106,8 +110,10 @@ def begin_again(model: PreTrainedModel, adapt: Adapt) -> Change:
     return Change(model)
 
 
-def begin(model: PreTrainedModel, adapt: Adapt, alpha: float, seed: int) -> Change:
-    """Make `model` ready to learn as the recipe's section `adapt` says.
+def begin(
+    model: PreTrainedModel, adapt: Adapt, alpha: float, seed: int, ranks: Ranks = ALONE
+) -> Change:
+    """Make `model` ready to learn as the recipe's section `adapt` says, on all `ranks`.
 
     Raises ModelError when the model has not what the section names.
     """
@@ -121,7 +127,9 @@ def begin(model: PreTrainedModel, adapt: Adapt, alpha: float, seed: int) -> Chan
     else:
         assert isinstance(adapt, Full | Layers)
         release(model, adapt)
-    return Change(model, before)
+        if ranks.count > 1:
+            shard(model, output_head(model))
+    return Change(model, before, ranks)
 
 
 def name_method(adapt: Adapt) -> str:
@@ -161,7 +169,16 @@ def count_learning(model: PreTrainedModel, adapt: Adapt) -> tuple[int, int]:
     return size, min(r if n is None else n for n, r in zip(numbers, reach, strict=True))
 
 
-def save_model(model: PreTrainedModel, folder: Path, base: str, digest: str, what: str) -> None:
+def save_model(
+    model: PreTrainedModel,
+    folder: Path,
+    base: str,
+    digest: str,
+    what: str,
+    ranks: Ranks = ALONE,
+) -> None:
     """Write what a run changed: adapters as PEFT does, or the whole model as transformers does."""
-    write = save_adapter if adapters(model) else save_weights
-    write(model, folder, base, digest, what)
+    if not adapters(model):
+        save_weights(model, folder, base, digest, what, ranks)
+    elif ranks.is_first:
+        save_adapter(model, folder, base, digest, what)

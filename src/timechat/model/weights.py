@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from timechat.errors import ModelError
 from timechat.model.adapt import BASE_NOTE, output_head
 from timechat.model.choose import choose_layers, layer_list, matches, number_of
+from timechat.model.ranks import ALONE, Ranks, is_sharded, local, whole
 from timechat.recipe import Full, Layers
 
 
@@ -27,7 +29,8 @@ class Originals:
     """What the weights that learn were before."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.kept = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
+        learning = [p for p in model.parameters() if p.requires_grad]
+        self.kept = {p: local(p).detach().clone() for p in learning}
 
     @contextmanager
     def restored(self) -> Generator[None]:
@@ -52,7 +55,12 @@ class Originals:
 
     def _swap(self) -> None:
         for parameter, other in self.kept.items():
-            self.kept[parameter], parameter.data = parameter.data, other
+            rows = local(parameter).detach()
+            if is_sharded(parameter):  # it is gathered from where it lies
+                self.kept[parameter] = rows.clone()
+                rows.copy_(other)
+            else:
+                self.kept[parameter], parameter.data = parameter.data, other
 
 
 def release(model: PreTrainedModel, adapt: Full | Layers) -> int:
@@ -100,12 +108,43 @@ def learning_names(model: PreTrainedModel, adapt: Full | Layers) -> set[str]:
 
 
 def save_weights(
-    model: PreTrainedModel, folder: Path, base_path: str, base_digest: str, method: str
+    model: PreTrainedModel,
+    folder: Path,
+    base_path: str,
+    base_digest: str,
+    method: str,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Write the whole model as transformers does, and beside it what it was made from."""
-    model.save_pretrained(folder)
-    about = {"path": base_path, "base_digest": base_digest, "targets": method}
-    (folder / BASE_NOTE).write_text(json.dumps(about, indent=2) + "\n")
+    """Write the whole model as transformers does, and beside it what it was made from.
+
+    Of several ranks each writes a file of its own, and the first what says where things are.
+    """
+    if ranks.count == 1:
+        model.save_pretrained(folder)
+    else:
+        _save_part(model, folder, ranks)
+    if ranks.is_first:
+        about = {"path": base_path, "base_digest": base_digest, "targets": method}
+        (folder / BASE_NOTE).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _save_part(model: PreTrainedModel, folder: Path, ranks: Ranks) -> None:
+    """This rank's share of the weights, every one of them whole, in the order of their names."""
+    places: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
+        owner = number % ranks.count
+        places[name] = f"model-{owner + 1:05d}-of-{ranks.count:05d}.safetensors"
+        value = whole(parameter.detach())  # which takes every rank
+        if owner == ranks.number:
+            tensors[name] = value.cpu().contiguous()
+    file = f"model-{ranks.number + 1:05d}-of-{ranks.count:05d}.safetensors"
+    save_file(tensors, folder / file, metadata={"format": "pt"})
+    if ranks.is_first:
+        index = {"metadata": {}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
 
 
 def after_layers(model: PreTrainedModel) -> set[str]:
@@ -131,20 +170,23 @@ def _weights_of(model: nn.Module, module: object) -> set[str]:
 
 
 def fp32_master(parameter: nn.Parameter) -> nn.Parameter:
-    """`parameter` itself where it is fp32, else a copy in fp32 that collects its gradients.
+    """`parameter` itself where it is fp32 and whole, else one in fp32 that collects its gradients.
 
-    A step of AdamW is often smaller than the rounding of bf16, which would lose it.
+    A step of AdamW is often smaller than the rounding of bf16, which would lose it. Of a sharded
+    parameter it is this rank's rows, in place where they are fp32.
     """
-    if parameter.dtype == torch.float32:
+    rows = local(parameter)
+    if rows is parameter and parameter.dtype == torch.float32:
         return parameter
-    master = nn.Parameter(parameter.detach().float())
+    master = nn.Parameter(rows.detach().float())
 
     def collect(source: Tensor) -> None:
         assert source.grad is not None
+        grad = local(source.grad)
         if master.grad is None:
-            master.grad = source.grad.float()
+            master.grad = grad.float()
         else:
-            master.grad.add_(source.grad)
+            master.grad.add_(grad)
         source.grad = None
 
     parameter.register_post_accumulate_grad_hook(collect)

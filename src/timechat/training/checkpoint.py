@@ -2,8 +2,8 @@
 
 The averaged model stands at the top, adapters in PEFT's format and other weights as a plain model
 folder; below `state/` are the weights that learn, the optimizer, the gradient of a step under way
-and the loop's place. safetensors and JSON only. What to keep and when to save is the stage's
-decision.
+and the loop's place. safetensors and JSON only; of several ranks each writes what it has. What to
+keep and when to save is the stage's decision.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from timechat.errors import CheckpointError
@@ -22,14 +22,13 @@ from timechat.manifest import read_manifest, verify, write_manifest
 from timechat.model.adapt import ADAPTER_WEIGHTS, adapters, peft_weights
 from timechat.model.load import Loaded
 from timechat.model.method import save_model
+from timechat.model.ranks import ALONE, Ranks
 from timechat.records import CheckpointInfo
 from timechat.store import Draft, build_folder, read_json, write_json, write_text
 from timechat.training.loop import Begun, Trainer
+from timechat.training.pieces import Pieces, Rows, write_pieces
 
 STATE = "state/optimizer.safetensors"
-LEARNING = "state/weights.safetensors"
-GRADIENT = "state/gradient.safetensors"
-AVERAGE = "state/average.safetensors"
 LOOP = "state/loop.json"
 CARD = "README.md"
 
@@ -80,16 +79,21 @@ def begin_save(
 
     What is slow, waiting for the disk and hashing, is left to the result, which touches neither
     model nor trainer and may run in another thread while training goes on. `about` is what the
-    manifest tells beside what is known here: the data's cursor, the parent.
+    manifest tells beside what is known here: the data's cursor, the parent. Every rank calls this,
+    and the result of the first makes the checkpoint.
     """
-    draft = Draft(folder)
+    ranks = trainer.ranks
+    draft = Draft(folder) if ranks.is_first else None
+    beside = ranks.tell(draft.folder if draft else folder)
     try:
         with trainer.averaged():
-            _save_model(draft.folder, loaded, identity)
-        (draft.folder / "state").mkdir()
-        _save_state(draft.folder, trainer, notes)
+            _save_model(beside, loaded, identity, ranks)
+        (beside / "state").mkdir(exist_ok=True)
+        _save_state(beside, trainer, notes)
+        ranks.wait()
     except BaseException:
-        draft.drop()
+        if draft:
+            draft.drop()
         raise
     info = CheckpointInfo(
         path=str(folder),
@@ -100,6 +104,8 @@ def begin_save(
     )
 
     def finish() -> CheckpointInfo:
+        if draft is None:
+            return info
         try:
             write_manifest(draft.folder, {**_describe(info, identity), **(about or {})})
             draft.commit()
@@ -116,7 +122,7 @@ def save_model_only(
 ) -> CheckpointInfo:
     """A checkpoint to answer from, not to go on from: the adapter at another strength."""
     with build_folder(folder) as beside:
-        _save_model(beside, loaded, identity)
+        _save_model(beside, loaded, identity, ALONE)
         info = CheckpointInfo(str(folder), step, "model", identity.fingerprints, strength=strength)
         write_manifest(beside, _describe(info, identity))
     return info
@@ -135,19 +141,23 @@ def restore(folder: Path, trainer: Trainer, identity: Identity) -> dict[str, Any
             raise CheckpointError(
                 f"{folder} was trained with another {name}; put it back, or start a new run"
             )
-    learning = load_file(folder / LEARNING)
+    state = folder / "state"
+    learning = Pieces(state, "weights")
     average = _average(folder, trainer, learning)
     with torch.no_grad():
         for i, parameter in enumerate(trainer.parameters):
             trainer.average[i].copy_(average[i])
-            parameter.copy_(learning[str(i)])
+            parameter.copy_(_own(learning, str(i), trainer, i))
     trainer.refresh()
-    _restore_optimizer(trainer, load_file(folder / STATE))
-    _restore_gradient(folder, trainer)
+    _restore_optimizer(trainer, Pieces(state, "optimizer"))
     loop = read_json(folder / LOOP)
     trainer.step = int(loop["step"])
     trainer.rate_scale = float(loop["rate_scale"])
-    trainer.begun = Begun(**loop["begun"])
+    trainer.begun = Begun()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    if trainer.ranks.count == 1:  # several begin the step anew: they deal its rows out otherwise
+        trainer.begun = Begun(**loop["begun"])
+        _restore_gradient(Pieces(state, "gradient"), trainer)
     return dict(loop["notes"])
 
 
@@ -157,18 +167,25 @@ def parent_of(folder: Path) -> dict[str, Any]:
     return {"step": manifest["step"], "sha256": manifest["sha256"]}
 
 
-def _average(folder: Path, trainer: Trainer, learning: Mapping[str, Tensor]) -> list[Tensor]:
+def _average(folder: Path, trainer: Trainer, learning: Pieces) -> list[Tensor]:
     """The served weights in fp32, in the order of the trainer's parameters."""
     if adapters(trainer.model):
         served = load_file(folder / ADAPTER_WEIGHTS)
         return [served[name] for name in peft_weights(trainer.model)]
-    kept = load_file(folder / AVERAGE) if trainer.has_average else learning
-    return [kept[str(i)] for i in range(len(trainer.parameters))]
+    kept = Pieces(folder / "state", "average") if trainer.has_average else learning
+    return [_own(kept, str(i), trainer, i) for i in range(len(trainer.parameters))]
 
 
-def _save_model(folder: Path, loaded: Loaded, identity: Identity) -> None:
+def _own(pieces: Pieces, key: str, trainer: Trainer, number: int) -> Tensor:
+    """This rank's part of what belongs to the trainer's parameter `number`."""
+    return pieces.read(key, trainer.rows[number], len(trainer.parameters[number]))
+
+
+def _save_model(folder: Path, loaded: Loaded, identity: Identity, ranks: Ranks) -> None:
     digest = identity.fingerprints["base"]
-    save_model(loaded.model, folder, identity.base_path, digest, identity.targets)
+    save_model(loaded.model, folder, identity.base_path, digest, identity.targets, ranks)
+    if not ranks.is_first:
+        return
     loaded.tokenizer.save_pretrained(folder)
     if identity.card:
         write_text(folder / CARD, identity.card)
@@ -176,25 +193,27 @@ def _save_model(folder: Path, loaded: Loaded, identity: Identity) -> None:
 
 def _save_state(folder: Path, trainer: Trainer, notes: Mapping[str, Any]) -> None:
     """Everything below `state/`: what training needs to go on as if it had never stopped."""
-    learning = {str(i): p.detach().cpu() for i, p in enumerate(trainer.parameters)}
-    save_file(learning, folder / LEARNING)
+
+    def write(name: str, tensors: Mapping[int, Tensor]) -> None:
+        parts = {str(i): (tensor, trainer.rows[i]) for i, tensor in tensors.items()}
+        write_pieces(folder / "state", name, parts, trainer.ranks)
+
+    write("weights", dict(enumerate(trainer.parameters)))
     if trainer.has_average and not adapters(trainer.model):
         # The model at the top is rounded; the average goes on from what it was.
-        average = {str(i): p.detach().cpu() for i, p in enumerate(trainer.average)}
-        save_file(average, folder / AVERAGE)
-    save_file(_optimizer_tensors(trainer), folder / STATE)
+        write("average", dict(enumerate(trainer.average)))
+    write_pieces(folder / "state", "optimizer", _optimizer_tensors(trainer), trainer.ranks)
     if trainer.begun.batches:
-        gradient = {
-            str(i): p.grad.cpu() for i, p in enumerate(trainer.parameters) if p.grad is not None
-        }
-        save_file(gradient, folder / GRADIENT)
+        grads = {i: p.grad for i, p in enumerate(trainer.parameters) if p.grad is not None}
+        write("gradient", grads)
     loop = {
         "step": trainer.step,
         "rate_scale": trainer.rate_scale,
         "begun": trainer.begun,
         "notes": dict(notes),
     }
-    write_json(folder / LOOP, loop)
+    if trainer.ranks.is_first:
+        write_json(folder / LOOP, loop)
 
 
 def _describe(info: CheckpointInfo, identity: Identity) -> dict[str, Any]:
@@ -208,27 +227,27 @@ def _describe(info: CheckpointInfo, identity: Identity) -> dict[str, Any]:
     }
 
 
-def _optimizer_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
+def _optimizer_tensors(trainer: Trainer) -> dict[str, tuple[Tensor, Rows]]:
+    tensors: dict[str, tuple[Tensor, Rows]] = {}
     for i, parameter in enumerate(trainer.parameters):
         for name, value in trainer.optimizer.state.get(parameter, {}).items():
-            tensors[f"{i}.{name}"] = value.detach().cpu().contiguous()
+            # The step count has no rows.
+            tensors[f"{i}.{name}"] = (value, trainer.rows[i] if value.dim() else None)
     return tensors
 
 
-def _restore_optimizer(trainer: Trainer, tensors: Mapping[str, torch.Tensor]) -> None:
+def _restore_optimizer(trainer: Trainer, pieces: Pieces) -> None:
     trainer.optimizer.state.clear()
-    for key, value in tensors.items():
+    for key in pieces.keys():  # noqa: SIM118 - it is no mapping
         index, _, name = key.partition(".")
         parameter = trainer.parameters[int(index)]
+        value = pieces.read(key) if name == "step" else _own(pieces, key, trainer, int(index))
         # The fused kernel wants its step count where the parameter is.
         trainer.optimizer.state[parameter][name] = value.to(parameter.device)
 
 
-def _restore_gradient(folder: Path, trainer: Trainer) -> None:
+def _restore_gradient(pieces: Pieces, trainer: Trainer) -> None:
     """The gradient of the micro-batches of a step that was under way."""
-    trainer.optimizer.zero_grad(set_to_none=True)
-    if (folder / GRADIENT).is_file():
-        for key, value in load_file(folder / GRADIENT).items():
-            parameter = trainer.parameters[int(key)]
-            parameter.grad = value.to(parameter.device)
+    for key in pieces.keys():  # noqa: SIM118 - it is no mapping
+        parameter = trainer.parameters[int(key)]
+        parameter.grad = _own(pieces, key, trainer, int(key)).to(parameter.device)

@@ -21,6 +21,7 @@ from timechat.data.pack import Batch, Example, pack
 from timechat.errors import TrainingError
 from timechat.model.head import Head, divergence, head_of, hidden_states, nats
 from timechat.model.method import Change
+from timechat.model.ranks import is_sharded, local, rows_here
 from timechat.model.weights import fp32_master
 from timechat.records import StepRecord
 from timechat.training.trunk import Trunk
@@ -84,12 +85,15 @@ class Trainer:
         self.model = model
         self.settings = settings
         self.change = change or Change(model)
+        self.ranks = self.change.ranks
         self.step = 0
         self.begun = Begun()
         # What a roll-back leaves of the learning rate.
         self.rate_scale = 1.0
         self._held = [p for p in model.parameters() if p.requires_grad]
+        # Of a sharded weight, this rank's rows.
         self.parameters = [fp32_master(p) for p in self._held]
+        self.rows = [rows_here(p) for p in self._held]
         self.optimizer = torch.optim.AdamW(
             _groups(self.parameters, settings.weight_decay),
             lr=settings.learning_rate,
@@ -116,10 +120,10 @@ class Trainer:
         rate = learning_rate(self.step, self.settings) * self.rate_scale
         loss, held = self.backward(batches, self.begun, is_stopping)
         self.begun = Begun()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
+        norm = self._clip()
         if not all(map(math.isfinite, (loss, norm, held or 0.0))):
             self.optimizer.zero_grad(set_to_none=True)
-            rows = [row for batch in batches for row in batch.row_ids]
+            rows = self.ranks.gather([row for batch in batches for row in batch.row_ids])
             raise NotFiniteError(self.step + 1, loss, norm, rows)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -128,13 +132,17 @@ class Trainer:
         self.step += 1
         self.refresh()
         self._follow()
+        tokens, target_tokens = self.ranks.total(
+            sum(batch.num_tokens for batch in batches),
+            sum(batch.num_target_tokens for batch in batches),
+        )
         return StepRecord(
             step=self.step,
             loss=loss,
             grad_norm=norm,
             learning_rate=rate,
-            tokens=sum(batch.num_tokens for batch in batches),
-            target_tokens=sum(batch.num_target_tokens for batch in batches),
+            tokens=int(tokens),
+            target_tokens=int(target_tokens),
             elapsed_s=time.perf_counter() - started,
             replay_loss=held,
         )
@@ -153,11 +161,14 @@ class Trainer:
 
         First the mean nats per target token, then, where rows are held, the mean divergence from
         the base per token of theirs. Both are summed over all batches and divided once, so how
-        rows are cut into batches changes nothing. `begun` tells which batches are done already.
+        rows are cut into batches, or dealt out to ranks, changes nothing. `begun` tells which
+        batches are done already.
         """
         begun = begun or Begun()
-        num_targets = sum(batch.num_target_tokens for batch in batches)
-        num_held = sum(batch.num_held for batch in batches)
+        num_targets, num_held = self.ranks.total(
+            sum(batch.num_target_tokens for batch in batches),
+            sum(batch.num_held for batch in batches),
+        )
         for batch in batches[begun.batches :]:
             own, other = self._losses(batch)
             part = own / num_targets
@@ -168,9 +179,35 @@ class Trainer:
                 part = part + self.settings.replay_weight * pull
             part.backward()
             begun.batches += 1
-            if begun.batches < len(batches) and is_stopping():
+            # Several ranks finish the step: a part of its gradient lies with each of them.
+            if begun.batches < len(batches) and self.ranks.count == 1 and is_stopping():
                 raise StepInterruptedError(f"stopped within step {self.step + 1}")
-        return begun.loss, begun.held if num_held else None
+        loss, held = self.ranks.total(begun.loss, begun.held)
+        self._join_gradients()
+        return loss, held if num_held else None
+
+    def _join_gradients(self) -> None:
+        """Add up what the ranks found for weights that each of them holds whole."""
+        if self.ranks.count == 1:
+            return
+        for held, master in zip(self._held, self.parameters, strict=True):
+            if master.grad is None:  # none of this rank's rows came by, but another's may have
+                master.grad = torch.zeros_like(master)
+            if not is_sharded(held):
+                self.ranks.add([master.grad])
+
+    def _clip(self) -> float:
+        """Scale the gradient down to the largest norm allowed; returns what its norm was."""
+        if self.ranks.count == 1:
+            return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
+        squares = {True: 0.0, False: 0.0}
+        for held, master in zip(self._held, self.parameters, strict=True):
+            assert master.grad is not None
+            squares[is_sharded(held)] += float(master.grad.double().square().sum())
+        (elsewhere,) = self.ranks.total(squares[True])
+        norm = torch.tensor(math.sqrt(squares[False] + elsewhere))
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
+        return float(norm)
 
     @property
     def has_average(self) -> bool:
@@ -190,7 +227,7 @@ class Trainer:
         """Round the masters into the model, where the model holds copies of them."""
         for held, master in zip(self._held, self.parameters, strict=True):
             if held is not master:
-                held.data.copy_(master.detach())
+                local(held).detach().copy_(master.detach())
 
     @contextmanager
     def averaged(self) -> Generator[None]:
