@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Generator
 from pathlib import Path
@@ -48,10 +50,21 @@ class Cluster:
     def start(self) -> None:
         options = f"-k {self.folder} -h '' -c fsync=off -c max_connections=40"
         log = str(self.folder / "log")
-        self._run("pg_ctl", "-D", str(self.data), "-w", "-l", log, "-o", options, "start")
+        for left in range(30, -1, -1):
+            try:
+                self._run("pg_ctl", "-D", str(self.data), "-w", "-l", log, "-o", options, "start")
+                return
+            except RuntimeError:
+                if left == 0:
+                    raise
+                time.sleep(0.2)  # after a SIGKILL its children take a moment to notice
 
     def kill(self) -> None:
         self._run("pg_ctl", "-D", str(self.data), "-m", "immediate", "stop")
+
+    def kill_nine(self) -> None:
+        """SIGKILL to the server, as an administrator who is out of patience would."""
+        os.kill(int((self.data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
 
     def database(self) -> str:
         """The URL of a new, empty database."""

@@ -15,43 +15,21 @@ import openai
 import pytest
 from openai import OpenAI
 
-from serve.conftest import Site, build_responder, listening, says
+from serve.conftest import build_responder, listening, says
+from serve.tuning_site import TuningSite
 from timechat.engine.fake import FakeEngine
 from timechat.errors import LedgerError
-from timechat.ledger.database import open_ledger
 from timechat.ledger.keys import create_key, list_keys, revoke_key, valid_keys
 from timechat.model.load import Source
 from timechat.serve import tuned
 from timechat.serve.app import create_app
 from timechat.serve.keys import Keys
-from timechat.serve.registry import Registry, Served
+from timechat.serve.registry import Registry
 from timechat.serve.settings import Settings
-from timechat.serve.tuning import ROUTERS, Tuning, with_uploads
-from timechat.stages import worker
+from timechat.stages import errand, worker
 from timechat.stages.serve import Opened
 
 TRAINER = str(Path(__file__).parents[1] / "stages" / "trainer.py")
-
-
-class TuningSite(Site):
-    """A site that lets its callers fine-tune `tiny`; its trainer leaves runs and trains nothing."""
-
-    def __init__(self, state: Path) -> None:
-        self.keys = keys = Keys(["open"])
-        keys.add("key-a", "alpha")
-        keys.add("key-b", "beta")
-        self.registry = Registry(1.0)
-        self.engine = FakeEngine(says("base"))
-        self.responder = build_responder(self.engine)
-        self.app = create_app(self.registry, with_uploads(Settings()), keys, ROUTERS)
-        opened = Opened("tiny", Source("tiny", state), "d1")
-        self.tuning = Tuning(state, open_ledger(state / "ledger.db"), [opened], lambda _: None)
-        self.tuning.worker.command = (sys.executable, "-S", TRAINER, "0.01")
-        self.tuning.attach(self.app, self.registry)
-
-    async def open(self) -> None:
-        await self.registry.add(Served("tiny", self.responder, "d1"))
-        await self.registry.add(Served("ready-run", self.responder, "d2"))
 
 
 @dataclass
@@ -72,7 +50,8 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Place]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(worker, "BEAT_S", 0.05)
+    patch.setattr(worker, "LOOK_S", 0.05)
+    patch.setattr(errand, "BEAT_S", 0.05)
 
     def open_tuned(name: str, folder: Path) -> Any:
         assert folder.is_dir()
@@ -80,7 +59,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Place]:
         return Opened(name, Source(name, folder), "d3"), answer
 
     patch.setattr(tuned, "open_tuned", open_tuned)
-    site = TuningSite(tmp_path_factory.mktemp("state"))
+    state = tmp_path_factory.mktemp("state")
+    command = (sys.executable, "-S", TRAINER, "0.01")
+    site = TuningSite(state, state / "ledger.db", command)
     site.tuning.start(site.keys)
     with listening(site) as url:
         yield Place(url, site)

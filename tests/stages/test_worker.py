@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from timechat.ledger import jobs as queue
-from timechat.ledger.database import open_ledger
+from timechat.ledger.database import Ledger, open_ledger
 from timechat.ledger.files import Files
-from timechat.ledger.jobs import Job
+from timechat.ledger.jobs import OPEN, Job, Jobs
+from timechat.ledger.models import Models
+from timechat.stages import errand
+from timechat.stages import story as stories
 from timechat.stages import worker as room
+from timechat.stages.child import take_lock
 from timechat.stages.jobs import check_hyperparameters
-from timechat.stages.worker import Worker, take_lock
+from timechat.stages.worker import Worker
 
 TRAINER = str(Path(__file__).with_name("trainer.py"))
 STORY = [
@@ -42,7 +45,8 @@ STORY = [
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Worker]:
     """A worker whose child is quick."""
-    monkeypatch.setattr(room, "BEAT_S", 0.05)
+    monkeypatch.setattr(room, "LOOK_S", 0.05)
+    monkeypatch.setattr(errand, "BEAT_S", 0.05)
     ledger = open_ledger(tmp_path / "ledger.db")
     made = Worker(ledger, tmp_path, command=(sys.executable, "-S", TRAINER, "0.02"))
     thread = threading.Thread(target=made.run)
@@ -65,7 +69,7 @@ def upload(files: Files, rows: list[Any] | None = None) -> str:
 
 
 def submit(worker: Worker, rows: list[Any] | None = None, **hyperparameters: Any) -> Job:
-    return worker.jobs.create(
+    return Jobs(worker.ledger).create(
         project="lab", model="base", base="/base", training_file=upload(worker.files, rows),
         validation_file=None, suffix="s", seed=1, metadata=None,
         hyperparameters=check_hyperparameters(hyperparameters),
@@ -75,7 +79,7 @@ def submit(worker: Worker, rows: list[Any] | None = None, **hyperparameters: Any
 def wait(worker: Worker, job: Job, *states: str, seconds: float = 60) -> Job:
     deadline = time.monotonic() + seconds
     while True:
-        found = worker.jobs.get(job.id)
+        found = Jobs(worker.ledger).get(job.id)
         assert found is not None
         if found.status in (states or ("succeeded", "failed", "cancelled")):
             return found
@@ -84,7 +88,7 @@ def wait(worker: Worker, job: Job, *states: str, seconds: float = 60) -> Job:
 
 
 def story(worker: Worker, job: Job) -> list[str]:
-    page = worker.jobs.events(job.id, None, 1000, newest_first=False)
+    page = Jobs(worker.ledger).events(job.id, None, 1000, newest_first=False)
     assert page is not None
     return [event.message for event in page[0]]
 
@@ -111,11 +115,11 @@ def test_a_job_tells_its_whole_story_and_leaves_its_files(worker: Worker) -> Non
     )
     assert lines[1:3] == ["1,1.0,,,,", "2,0.5,,1.0,0.5,1.0"]
     assert json.loads(report)["verdict"] == "improved"
-    page = worker.jobs.checkpoints(done.id, None, 10)
+    page = Jobs(worker.ledger).checkpoints(done.id, None, 10)
     assert page is not None
     for one in page[0]:
         assert all(isinstance(value, float) for value in one.metrics.values())
-    assert [model.name for model in worker.jobs.models("lab")] == [done.fine_tuned_model]
+    assert [model.name for model in Models(worker.ledger).list("lab")] == [done.fine_tuned_model]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def test_a_cancelled_job_ends_its_child_at_once(worker: Worker) -> None:
     folder = worker.state / "jobs" / job.id
     while not (folder / "run" / "starts").is_file():
         time.sleep(0.02)
-    worker.jobs.cancel(job.id)
+    Jobs(worker.ledger).cancel(job.id)
     lock = take_lock(folder)
     assert lock is not None
     lock.close()
@@ -173,10 +177,10 @@ def test_a_paused_job_goes_on_where_it_was(worker: Worker) -> None:
     run = worker.state / "jobs" / job.id / "run"
     while not list((run / "checkpoints").glob("step-*")):
         time.sleep(0.02)
-    assert worker.jobs.pause(job.id).status == "queued"
+    assert Jobs(worker.ledger).pause(job.id).status == "queued"
     time.sleep(0.3)
     worker.command = (sys.executable, "-S", TRAINER, "0.02")
-    worker.jobs.resume(job.id)
+    Jobs(worker.ledger).resume(job.id)
     done = wait(worker, job)
     assert [m for m in story(worker, done) if m.startswith(("Step", "Checkpoint"))] == [
         m for m in expected(done) if m.startswith(("Step", "Checkpoint"))
@@ -184,30 +188,135 @@ def test_a_paused_job_goes_on_where_it_was(worker: Worker) -> None:
     assert int((run / "starts").read_text().split()[-1]) >= 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ledger_url", ["sqlite", "postgresql"], indirect=True)
-def test_workers_killed_at_random_lose_and_double_nothing(
-    ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_child_that_is_asked_to_end_by_somebody_else_goes_on_too(worker: Worker) -> None:
+    worker.command = (sys.executable, "-S", TRAINER, "0.15", "polite")
+    job = wait(worker, submit(worker), "running")
+    folder = worker.state / "jobs" / job.id
+    while not list((folder / "run" / "checkpoints").glob("step-*")):
+        time.sleep(0.02)
+    os.kill(int((folder / "child.pid").read_text()), signal.SIGTERM)
+    done = wait(worker, job)
+    assert "Training was killed (signal 15)" in story(worker, done)
+    assert done.status == "succeeded"
+
+
+def test_a_child_that_is_killed_again_and_again_without_getting_further_fails_the_job(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "LEASE_MS", 1500)
+    monkeypatch.setattr(errand, "MAX_ATTEMPTS", 3)
+    worker.command = (sys.executable, "-S", TRAINER, "0.01", "dies")
+    failed = wait(worker, submit(worker))
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert (
+        "killed 3 times (the last by signal 9) without getting further" in failed.error["message"]
+    )
+    assert story(worker, failed).count("Training was killed (signal 9)") == 2
+
+
+def test_training_goes_on_while_the_ledger_is_out_of_reach(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.command = (sys.executable, "-S", TRAINER, "0.15")
+    job = wait(worker, submit(worker), "running")
+    run = worker.state / "jobs" / job.id / "run"
+    while not (run / "starts").is_file():
+        time.sleep(0.02)
+
+    def refuse(_: Ledger) -> Any:
+        raise OperationalError("BEGIN", None, Exception("gone away"))
+
+    with monkeypatch.context() as outage:
+        outage.setattr(Ledger, "write", refuse)
+        while not (run / "report.json").is_file():
+            time.sleep(0.02)
+        time.sleep(0.2)
+    done = wait(worker, job)
+    assert story(worker, done) == expected(done)
+    assert (run / "starts").read_text() == "0\n"
+
+
+def test_two_jobs_train_at_once_where_that_was_asked_for(worker: Worker) -> None:
+    worker.at_once = 2
+    worker.command = (sys.executable, "-S", TRAINER, "0.2")
+    made = [submit(worker) for _ in range(3)]
+    for job in made[:2]:
+        wait(worker, job, "running")
+    states = [wait(worker, job, *OPEN).status for job in made]
+    assert states == ["running", "running", "queued"]
+    for job in made:
+        assert wait(worker, job).status == "succeeded"
+
+
+def test_a_job_is_checked_and_planned_while_another_trains(worker: Worker) -> None:
+    worker.command = (sys.executable, "-S", TRAINER, "0.3")
+    first = wait(worker, submit(worker), "running")
+    nine = [{"messages": [{"role": "user", "content": "q"}]}] * 9
+    bad, good = submit(worker, nine), submit(worker)
+    assert wait(worker, bad).status == "failed"
+    planned = wait(worker, good, "queued")
+    while planned.plan is None:
+        planned = wait(worker, good, "queued")
+        time.sleep(0.02)
+    assert wait(worker, first, "running").status == "running"
+
+
+def test_a_worker_that_is_stopped_lets_the_next_go_on_at_once(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path / "ledger.db")
+    for pause_s in ("30", "0.02"):
+        command = (sys.executable, "-S", TRAINER, pause_s)
+        worker = Worker(ledger, tmp_path, command=command)
+        thread = threading.Thread(target=worker.run)
+        if pause_s == "30":
+            job = submit(worker)
+            thread.start()
+            wait(worker, job, "running")
+            worker.stop()
+        else:
+            thread.start()
+            assert wait(worker, job, seconds=20).status == "succeeded"
+            worker.stop()
+        thread.join()
+
+
+def test_only_the_newest_three_checkpoints_of_a_job_can_be_chatted_with(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stories, "KEPT", 2)
+    done = wait(worker, submit(worker))
+    page = Jobs(worker.ledger).checkpoints(done.id, None, 10)
+    assert page is not None
+    assert [point.step for point in page[0]] == [6, 4]
+    name = done.fine_tuned_model
+    assert Models(worker.ledger).get(f"{name}:ckpt-step-2", "lab") is None
+    assert Models(worker.ledger).get(f"{name}:ckpt-step-4", "lab") is not None
+    assert "Checkpoint of step 2 removed: the newest 2 are kept" in story(worker, done)
+    run = worker.state / "jobs" / done.id / "run"
+    assert json.loads((run / "pinned.json").read_text()) == [4, 6]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite", "postgresql"], indirect=True)
+def test_a_killed_worker_loses_and_doubles_nothing(ledger_url: str, tmp_path: Path) -> None:
+    """A slice of tests/faults/test_job_kills.py."""
     ledger = open_ledger(ledger_url)
     idle = Worker(ledger, tmp_path)
-    made = [submit(idle) for _ in range(5)]
-    chance = random.Random(7)
-    script = str(Path(__file__).with_name("work.py"))
-    for _ in range(12):
-        process = subprocess.Popen([sys.executable, script, ledger_url, str(tmp_path), "0.3"])
-        time.sleep(chance.uniform(4, 12))
+    made = [submit(idle) for _ in range(2)]
+    script = [sys.executable, str(Path(__file__).with_name("work.py")), ledger_url, str(tmp_path)]
+    for count in (0, 1):  # each is killed with a child that trains
+        process = subprocess.Popen([*script, "0.3"])
+        run = tmp_path / "jobs" / made[0].id / "run"
+        while not (run / "starts").is_file() or len((run / "starts").read_text().split()) <= count:
+            time.sleep(0.02)
         process.kill()
         process.wait()
-    last = subprocess.Popen([sys.executable, script, ledger_url, str(tmp_path), "0.05"])
-    done = [wait(idle, job, seconds=300) for job in made]
-    last.terminate()
+    last = subprocess.Popen([*script, "0.02"])
+    done = [wait(idle, job) for job in made]
+    last.kill()
     last.wait()
     for job in done:
-        assert job.status == "succeeded"
         told = story(idle, job)
         told = [m for m in told if not m.startswith(("Continuing", "Training was killed"))]
         assert told == expected(job)
         assert len(job.result_files) == 2
+    assert done[0].finished_ms < done[1].finished_ms  # type: ignore[operator]
     ledger.close()

@@ -4,6 +4,8 @@ leaves, step by step, going on from its newest checkpoint like the real one."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +22,10 @@ def plan() -> None:
 def train(recipe: str, run: Path, pause_s: float) -> None:
     if "fail: me" in Path(recipe).read_text():
         sys.exit("error: told to fail")
+    if "dies" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "polite" in sys.argv:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     log = run / "metrics.jsonl"
     newest = max((int(p.name[5:]) for p in (run / "checkpoints").glob("step-*")), default=0)
@@ -49,7 +55,8 @@ def train(recipe: str, run: Path, pause_s: float) -> None:
 
 if __name__ == "__main__":
     pause_s = float(sys.argv[1])
-    if sys.argv[2] == "plan":
+    if "plan" in sys.argv:
         plan()
     else:
-        train(sys.argv[3], Path(sys.argv[5]), pause_s)
+        verb = sys.argv.index("train")
+        train(sys.argv[verb + 1], Path(sys.argv[verb + 3]), pause_s)

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 from timechat.ledger.database import open_ledger
-from timechat.stages import worker
+from timechat.stages import child, errand, worker
 
 TRAINER = str(Path(__file__).with_name("trainer.py"))
 
 
 def main(url: str, state: str, pause_s: str) -> None:
-    worker.BEAT_S = 0.1
+    child.GRACE_S = 0.3  # the stand-in does not look whether its parent lives
+    errand.BEAT_S = worker.LOOK_S = 0.1
     command = (sys.executable, "-S", TRAINER, pause_s)
     worker.Worker(open_ledger(url), Path(state), command=command).run()
 

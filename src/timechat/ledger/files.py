@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from timechat.ledger.database import Ledger
+from timechat.ledger.paging import read_page
 from timechat.ledger.tables import files, new_id, now_ms, upload_parts, uploads
 
 UPLOAD_MS = 60 * 60 * 1000
@@ -70,33 +71,16 @@ class Files:
         expires_ms: int | None = None,
     ) -> File:
         """Take the finished file at `content` (on the same disk) in; the row comes last."""
+        size = content.stat().st_size
+        file = File(new_id("file-"), project, filename, purpose, size, sha256, now_ms(), expires_ms)
         with self.ledger.write() as connection:
-            return self.enter(connection, content, sha256, project, filename, purpose, expires_ms)
+            self.enter(connection, content, file)
+        return file
 
-    def enter(
-        self,
-        connection: Connection,
-        content: Path,
-        sha256: str,
-        project: str,
-        filename: str,
-        purpose: str,
-        expires_ms: int | None = None,
-    ) -> File:
-        """`keep` inside a transaction that does more."""
-        found = File(
-            new_id("file-"),
-            project,
-            filename,
-            purpose,
-            content.stat().st_size,
-            sha256,
-            now_ms(),
-            expires_ms,
-        )
-        os.replace(content, self.path(found.id))
-        connection.execute(insert(files).values(**_row(found)))
-        return found
+    def enter(self, connection: Connection, content: Path, file: File) -> None:
+        """`keep` inside a transaction that does more, under an id that the caller gave."""
+        os.replace(content, self.path(file.id))
+        connection.execute(insert(files).values(**_row(file)))
 
     def get(self, project: str, file: str) -> File | None:
         with self.ledger.read() as connection:
@@ -109,21 +93,11 @@ class Files:
         self, project: str, after: str | None, limit: int, newest_first: bool, purpose: str | None
     ) -> tuple[list[File], bool] | None:
         """A page of the project's files, and whether more follow; None for an unknown `after`."""
-        with self.ledger.read() as connection:
-            conditions = [_theirs(project)]
-            if purpose is not None:
-                conditions.append(files.c.purpose == purpose)
-            if after is not None:
-                place = connection.scalar(
-                    select(files.c.seq).where(_theirs(project), files.c.id == after)
-                )
-                if place is None:
-                    return None
-                conditions.append(files.c.seq < place if newest_first else files.c.seq > place)
-            order = files.c.seq.desc() if newest_first else files.c.seq
-            query = select(files).where(*conditions).order_by(order).limit(limit + 1)
-            rows = [_file(row) for row in connection.execute(query)]
-        return rows[:limit], len(rows) > limit
+        wanted = [_theirs(project)]
+        if purpose is not None:
+            wanted.append(files.c.purpose == purpose)
+        page = read_page(self.ledger, files, wanted, after, limit, newest_first)
+        return ([_file(row) for row in page[0]], page[1]) if page is not None else None
 
     def remove(self, project: str, file: str) -> bool:
         """Forget a file and its bytes; whether it was there."""

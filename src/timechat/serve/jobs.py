@@ -89,6 +89,11 @@ def list_jobs(request: Request, after: str | None = None, limit: Limit = 20) -> 
     """The project's jobs, newest first; `metadata[key]=value` and `metadata=null` filter."""
     jobs, project = _jobs(request)
     wanted = _metadata(request)
+    if wanted == {}:
+        page = jobs.page(project, after, limit)
+        if page is None:
+            raise ApiError(400, f"no job {after!r} to go on after", param="after")
+        return list_row([job_row(job) for job in page[0]], page[1])
     found = [job for job in jobs.list(project) if _matches(job, wanted)]
     if after is not None:
         place = next((i for i, job in enumerate(found) if job.id == after), None)

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from timechat.errors import ModelError
-from timechat.ledger.jobs import Jobs, TunedModel
+from timechat.ledger.models import Models, TunedModel
 from timechat.serve.errors import ApiError
 from timechat.serve.gate import gate_of
 from timechat.serve.registry import Registry, Served
@@ -26,9 +26,9 @@ PLACES = 2
 class Shelf:
     """Tuned models that wait to be asked. A registry finds here what it does not serve yet."""
 
-    def __init__(self, registry: Registry, jobs: Jobs, places: int = PLACES) -> None:
+    def __init__(self, registry: Registry, models: Models, places: int = PLACES) -> None:
         self.registry = registry
-        self.jobs = jobs
+        self.models = models
         self.places = places
         self._loaded: list[str] = []
         self._lock = asyncio.Lock()
@@ -38,17 +38,17 @@ class Shelf:
 
     def rows(self, project: str) -> list[dict[str, Any]]:
         """What `/v1/models` says of the project's tuned models."""
-        return [model_row(model) for model in self.jobs.models(project)]
+        return [model_row(model) for model in self.models.list(project)]
 
     def row(self, name: str, project: str) -> dict[str, Any] | None:
-        found = self.jobs.model(name, project)
+        found = self.models.get(name, project)
         return model_row(found) if found is not None else None
 
     async def fetch(self, name: str, project: str) -> None:
         """Load the model of that name into the registry, if there is one for this project."""
         if not name.startswith("ft:"):
             return
-        found = await asyncio.to_thread(self.jobs.model, name, project)
+        found = await asyncio.to_thread(self.models.get, name, project)
         if found is None:
             return
         async with self._lock:
@@ -70,7 +70,7 @@ class Shelf:
 
     async def forget(self, name: str, project: str) -> bool:
         """Delete a model's name; whether it was there."""
-        if not await asyncio.to_thread(self.jobs.remove_model, name, project):
+        if not await asyncio.to_thread(self.models.remove, name, project):
             return False
         async with self._lock:
             if name in self._loaded:

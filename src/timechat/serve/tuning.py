@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from timechat.ledger.database import Ledger
 from timechat.ledger.files import open_files
 from timechat.ledger.jobs import Jobs
 from timechat.ledger.keys import valid_keys
+from timechat.ledger.models import Models
 from timechat.model.machine import free_memory
 from timechat.serve import files, jobs, tuned
 from timechat.serve.keys import Keys
@@ -52,7 +53,7 @@ class Tuning:
         app.state.files = self.files
         app.state.jobs = self.jobs
         app.state.bases = self.bases
-        registry.shelf = tuned.Shelf(registry, self.jobs)
+        registry.shelf = tuned.Shelf(registry, Models(self.ledger))
 
     def start(self, keys: Keys) -> None:
         """Begin to work, and to follow the ledger's keys."""
@@ -61,7 +62,7 @@ class Tuning:
 
         def follow() -> None:
             while not self._stopped.wait(KEYS_S):
-                with suppress(DBAPIError):  # out of reach for now: the keys stay as they were
+                with suppress(SQLAlchemyError):  # out of reach for now: the keys stay as they were
                     keys.adopt(valid_keys(self.ledger))
 
         self._keys = threading.Thread(target=follow, name="keys", daemon=True)

@@ -168,7 +168,7 @@ def write_results(rows: Mapping[int, Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_HEADER)
-    for step in sorted(rows):
+    for step in sorted(rows.keys() - {0}):  # 0 is the base, before the first step
         found = metrics_of(step, rows)
         writer.writerow([step, *(found.get(name, "") for name in CSV_HEADER[1:])])
     return out.getvalue()
