@@ -2,101 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import httpx
 import openai
 import pytest
 from openai import OpenAI
 
-from serve.conftest import build_responder, listening, says
-from serve.tuning_site import TuningSite
-from timechat.engine.fake import FakeEngine
+from serve import tuning_site
+from serve.tuning_site import Place, finish, rows, upload
 from timechat.errors import LedgerError
 from timechat.ledger.keys import create_key, list_keys, revoke_key, valid_keys
-from timechat.model.load import Source
-from timechat.serve import tuned
 from timechat.serve.app import create_app
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry
 from timechat.serve.settings import Settings
-from timechat.stages import errand, worker
-from timechat.stages.serve import Opened
 
-TRAINER = str(Path(__file__).parents[1] / "stages" / "trainer.py")
-
-
-@dataclass
-class Place:
-    url: str
-    site: TuningSite
-
-    def client(self, key: str = "key-a", **options: Any) -> OpenAI:
-        return OpenAI(
-            base_url=f"{self.url}/v1",
-            api_key=key,
-            _strict_response_validation=True,
-            max_retries=0,
-            **options,
-        )
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Place]:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(worker, "LOOK_S", 0.05)
-    patch.setattr(errand, "BEAT_S", 0.05)
-
-    def open_tuned(name: str, folder: Path) -> Any:
-        assert folder.is_dir()
-        answer = build_responder(FakeEngine(says(f"I am {name}")))
-        return Opened(name, Source(name, folder), "d3"), answer
-
-    patch.setattr(tuned, "open_tuned", open_tuned)
-    state = tmp_path_factory.mktemp("state")
-    command = (sys.executable, "-S", TRAINER, "0.01")
-    site = TuningSite(state, state / "ledger.db", command)
-    site.tuning.start(site.keys)
-    with listening(site) as url:
-        yield Place(url, site)
-    site.tuning.stop()
-    patch.undo()
-
-
-@pytest.fixture
-def client(place: Place) -> Generator[OpenAI]:
-    with place.client() as made:
-        yield made
-
-
-def rows(count: int = 12) -> bytes:
-    lines = [
-        {"messages": [{"role": "user", "content": f"q{n}"},
-                      {"role": "assistant", "content": f"a{n}"}]}
-        for n in range(count)
-    ]  # fmt: skip
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()
-
-
-def upload(client: OpenAI, content: bytes | None = None) -> str:
-    file = ("../../evil.jsonl", content if content is not None else rows())
-    return client.files.create(file=file, purpose="fine-tune").id
-
-
-def finish(client: OpenAI, job: str) -> Any:
-    deadline = time.monotonic() + 60
-    while True:
-        found = client.fine_tuning.jobs.retrieve(job)
-        if found.status in ("succeeded", "failed", "cancelled"):
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
+# The fixtures of a server whose callers may fine-tune.
+place, client = tuning_site.place, tuning_site.client
 
 
 def test_the_whole_walk(client: OpenAI, place: Place) -> None:
@@ -283,38 +205,6 @@ def test_jobs_are_found_by_metadata(client: OpenAI) -> None:
     assert not set(red) & set(none)
     for job in (*red, bare):
         finish(client, job)
-
-
-def test_another_project_finds_nothing_by_any_route(client: OpenAI, place: Place) -> None:
-    file = upload(client)
-    job = finish(client, client.fine_tuning.jobs.create(model="tiny", training_file=file).id)
-    point = client.fine_tuning.jobs.checkpoints.list(job.id).data[0]
-    part = client.uploads.create(filename="x", bytes=5, mime_type="text/jsonl", purpose="fine-tune")
-    ids = [file, job.id, part.id, job.fine_tuned_model, point.fine_tuned_model_checkpoint]
-    ids += [point.id, *job.result_files]
-    paths = [path for path in place.site.app.openapi()["paths"] if "{" in path]
-    with httpx.Client(headers={"authorization": "Bearer key-b"}, base_url=place.url) as thief:
-        probes = 0
-        for path in paths:
-            for identity in ids:
-                start, _, end = path.partition("{")
-                url = start + identity + end.partition("}")[2]
-                for method in ("GET", "DELETE", "POST"):
-                    body = {"json": {"part_ids": []}} if "complete" in path else {}
-                    if path.endswith("/parts"):
-                        body = {"files": {"data": b"x"}}
-                    status = thief.request(method, url, **body).status_code
-                    assert status in (404, 405), (method, url, status)
-                    probes += status == 404
-        assert probes > 50
-        for name in (job.fine_tuned_model, point.fine_tuned_model_checkpoint):
-            asked = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
-            assert thief.post("/v1/chat/completions", json=asked).status_code == 404
-        stolen = {"model": "tiny", "training_file": file}
-        assert thief.post("/v1/fine_tuning/jobs", json=stolen).status_code == 400
-        for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/models"):
-            shown = thief.get(path).text
-            assert not [identity for identity in ids if identity in shown]
 
 
 def test_keys_of_the_ledger_open_their_project_and_revoked_ones_nothing(

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import uvicorn
+from openai import OpenAI
 
-from serve.conftest import Site, build_responder, says
+from serve.conftest import Site, build_responder, listening, says
 from timechat.engine.fake import FakeEngine
 from timechat.ledger.database import open_ledger
 from timechat.model.load import Source
+from timechat.serve import tuned
 from timechat.serve.app import create_app
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry, Served
 from timechat.serve.settings import Settings
 from timechat.serve.studio.mount import mount_studio
 from timechat.serve.tuning import ROUTERS, Tuning, with_uploads
+from timechat.stages import errand, worker
 from timechat.stages.serve import Opened
+
+TRAINER = str(Path(__file__).parents[1] / "stages" / "trainer.py")
 
 
 class TuningSite(Site):
@@ -57,3 +69,70 @@ def serve_forever(site: TuningSite, port: int) -> None:
 
     assert threading.current_thread() is threading.main_thread()
     asyncio.run(serve())
+
+
+@dataclass
+class Place:
+    url: str
+    site: TuningSite
+
+    def client(self, key: str = "key-a", **options: Any) -> OpenAI:
+        return OpenAI(
+            base_url=f"{self.url}/v1",
+            api_key=key,
+            _strict_response_validation=True,
+            max_retries=0,
+            **options,
+        )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Place]:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(worker, "LOOK_S", 0.05)
+    patch.setattr(errand, "BEAT_S", 0.05)
+
+    def open_tuned(name: str, folder: Path) -> Any:
+        assert folder.is_dir()
+        answer = build_responder(FakeEngine(says(f"I am {name}")))
+        return Opened(name, Source(name, folder), "d3"), answer
+
+    patch.setattr(tuned, "open_tuned", open_tuned)
+    state = tmp_path_factory.mktemp("state")
+    command = (sys.executable, "-S", TRAINER, "0.01")
+    site = TuningSite(state, state / "ledger.db", command)
+    site.tuning.start(site.keys)
+    with listening(site) as url:
+        yield Place(url, site)
+    site.tuning.stop()
+    patch.undo()
+
+
+@pytest.fixture
+def client(place: Place) -> Generator[OpenAI]:
+    with place.client() as made:
+        yield made
+
+
+def rows(count: int = 12) -> bytes:
+    lines = [
+        {"messages": [{"role": "user", "content": f"q{n}"},
+                      {"role": "assistant", "content": f"a{n}"}]}
+        for n in range(count)
+    ]  # fmt: skip
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def upload(client: OpenAI, content: bytes | None = None) -> str:
+    file = ("../../evil.jsonl", content if content is not None else rows())
+    return client.files.create(file=file, purpose="fine-tune").id
+
+
+def finish(client: OpenAI, job: str) -> Any:
+    deadline = time.monotonic() + 60
+    while True:
+        found = client.fine_tuning.jobs.retrieve(job)
+        if found.status in ("succeeded", "failed", "cancelled"):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)

@@ -22,8 +22,9 @@ async def health() -> dict[str, str]:
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """200 when every model is loaded and the server is not shutting down, else 503."""
-    registry = gate_of(request).registry
-    models: dict[str, Any] = {model.name: model.responder.ready for model in registry}
+    gate = gate_of(request)
+    registry, mine = gate.registry, gate.registry.seen_by(gate.caller.project)
+    models: dict[str, Any] = {model.name: model.responder.ready for model in mine}
     if not registry.ready:
         raise ApiError(503, f"not ready: {models or 'no model is loaded'}", retry_after_s=1.0)
     return JSONResponse({"status": "ready", "models": models})

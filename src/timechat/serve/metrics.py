@@ -17,6 +17,7 @@ from timechat.serve.registry import Registry, Served
 
 router = APIRouter(tags=["metrics"])
 
+OF_PROJECTS = "ft:*"
 _FIRST = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _BETWEEN = (0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.5, 1.0)
 _WHOLE = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -74,6 +75,7 @@ class Metrics:
 
     async def timed(self, model: Served, answer: AsyncGenerator[Piece]) -> AsyncGenerator[Piece]:
         """`answer`, with its times and tokens counted."""
+        label = label_of(model)
         started = last = time.perf_counter()
         ending = "refused"
         seen: Piece | None = None
@@ -85,29 +87,43 @@ class Metrics:
                     if seen is None:
                         ending = Ending.CANCELLED.value  # unless another comes
                     if piece.text and not spoken:
-                        self.first.labels(model.name).observe(now - started)
+                        self.first.labels(label).observe(now - started)
                     elif piece.text:
-                        self.between.labels(model.name).observe(now - last)
+                        self.between.labels(label).observe(now - last)
                     spoken, last, seen = spoken or bool(piece.text), now, piece
                     if piece.ending is not None:
                         ending = piece.ending.value
                     yield piece
         finally:
-            self.answers.labels(model.name, ending).inc()
-            self.whole.labels(model.name).observe(time.perf_counter() - started)
+            self.answers.labels(label, ending).inc()
+            self.whole.labels(label).observe(time.perf_counter() - started)
             if seen is not None:
-                self.tokens.labels(model.name, "input").inc(seen.usage.prompt)
-                self.tokens.labels(model.name, "output").inc(seen.usage.completion)
+                self.tokens.labels(label, "input").inc(seen.usage.prompt)
+                self.tokens.labels(label, "output").inc(seen.usage.completion)
 
     def render(self, models: Registry) -> bytes:
+        for gauge in (self.running, self.waiting, self.computing, self.kv):
+            gauge.clear()  # of models that have left
+        totals: dict[tuple[Gauge, str], int] = {}
         for model in models:
             if isinstance(model.responder, LocalResponder):
                 admission = model.responder.admission
-                self.running.labels(model.name).set(admission.running)
-                self.waiting.labels(model.name).set(admission.waiting)
-                self.computing.labels(model.name).set(model.responder.engine.running)
-                self.kv.labels(model.name).set(admission.held)
+                for gauge, figure in (
+                    (self.running, admission.running),
+                    (self.waiting, admission.waiting),
+                    (self.computing, model.responder.engine.running),
+                    (self.kv, admission.held),
+                ):
+                    place = gauge, label_of(model)
+                    totals[place] = totals.get(place, 0) + figure
+        for (gauge, label), figure in totals.items():
+            gauge.labels(label).set(figure)
         return generate_latest(self.registry)
+
+
+def label_of(model: Served) -> str:
+    """The model's name; those of a project are counted together, since every key reads this."""
+    return model.name if model.project is None else OF_PROJECTS
 
 
 @router.get("/metrics")

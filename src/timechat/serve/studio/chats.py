@@ -62,7 +62,7 @@ def search(request: Request, query: Annotated[str, Query(max_length=200)] = "") 
 
 
 @router.get("/studio/conversations/{chat_id}")
-def fetch(chat_id: ChatId, request: Request) -> dict[str, Any]:
+def fetch(chat_id: str, request: Request) -> dict[str, Any]:
     chat = _find(chat_id, request)
     return {"id": chat.id, "title": chat.title, "system": chat.system, "turns": chat.turns}
 
@@ -78,14 +78,14 @@ def keep(chat_id: ChatId, body: ChatBody, request: Request) -> None:
 
 
 @router.delete("/studio/conversations/{chat_id}", status_code=204)
-def remove(chat_id: ChatId, request: Request) -> None:
+def remove(chat_id: str, request: Request) -> None:
     project = gate_of(request).caller.project
     if not remove_chat(desk_of(request).ledger, project, chat_id):
         raise ApiError(404, f"no conversation {chat_id!r}")
 
 
 @router.get("/studio/conversations/{chat_id}/export")
-def export(chat_id: ChatId, request: Request) -> Response:
+def export(chat_id: str, request: Request) -> Response:
     """The conversation as one row that `timechat prepare` reads."""
     chat = _find(chat_id, request)
     row = {"messages": chat.messages(), "id": chat.id, "source": "chat"}
