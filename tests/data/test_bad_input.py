@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import timechat.data.blobs as blobs
 from timechat.conversation import Conversation
 from timechat.data.clean import Drop
+from timechat.data.describe import describe
 from timechat.data.sources import Source, open_sources
 from timechat.errors import DataError, UserError
 from timechat.recipe import Data
@@ -60,6 +61,29 @@ def test_a_broken_value_of_an_array_does_not_take_the_next_ones_along(tmp_path: 
     path = write(tmp_path / "a.json", "[\n" + "\n".join(lines) + "\n" + LINE + "]")
     assert reasons(path) == {4: "not_json", 6: "not_json", 8: "not_json"}
     assert sum(isinstance(row.found, Conversation) for row in only(path).rows()) == 6
+
+
+def test_what_stands_behind_an_array_is_counted_unless_it_closes_its_object(
+    tmp_path: Path,
+) -> None:
+    array = json.dumps([GOOD] * 3)
+    behind = write(tmp_path / "a.json", array + "\n<!-- made by a tool -->\n]]")
+    assert reasons(behind) == {2: "not_json"}
+    assert reasons(write(tmp_path / "b.json", f"{array}\n{LINE}")) == {2: "not_json"}
+    assert reasons(write(tmp_path / "c.json", array + "\n\n")) == {}
+    closed = f'{{"data": {array}, "version": [1], "by": {{"x": "]"}}}}\n'
+    assert reasons(write(tmp_path / "d.json", closed)) == {}
+    assert reasons(write(tmp_path / "e.json", closed + "}")) == {1: "not_json"}
+    two = f'{{"train": {array},\n "validation": {array}}}'
+    assert reasons(write(tmp_path / "f.json", two)) == {2: "not_read"}
+    row = next(r for r in only(tmp_path / "f.json").rows() if isinstance(r.found, Drop))
+    assert "second list of rows under 'validation'" in str(row.found)
+
+
+def test_a_file_of_which_no_row_can_be_read_says_why_before_anything_runs(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", "{'question': 'q', 'answer': 'a'}\n" * 3)
+    said = list(describe(only(path)))
+    assert said[1].startswith("  none of the first rows can be read; line 1: not_json (Expecting")
 
 
 def test_mixed_encodings_are_faults_of_their_lines(tmp_path: Path) -> None:
@@ -176,6 +200,15 @@ def test_a_formula_is_never_worked_out(tmp_path: Path) -> None:
     assert reasons(tmp_path / "a.xlsx") == {3: "formula_without_value"}
     said = [tuple(m.content for m in f.messages) for f in found if isinstance(f, Conversation)]
     assert said == [("q", "a"), ("'=x", "7"), ("q2", "7")]
+
+
+def test_a_formula_matters_only_where_its_cell_is_read(tmp_path: Path) -> None:
+    rows = {1: ["text", "label", "length"]} | {i: ["q", "a", "=LEN(A2)"] for i in range(2, 6)}
+    rows[4][1] = '=IF(A4="q","a","b")'
+    workbook(tmp_path / "a.xlsx", rows)
+    assert reasons(tmp_path / "a.xlsx") == {4: "formula_without_value"}
+    columns = {"user": "text", "assistant": "length"}
+    assert set(reasons(tmp_path / "a.xlsx", columns=columns)) == {2, 3, 4, 5}
 
 
 def workbook(path: Path, rows: dict[int, list[str]]) -> bytes:

@@ -103,7 +103,10 @@ def _text_container(text: Text, head: bytes, data: Data) -> Container:
 
 
 def kinds() -> str:
-    return ", ".join((*JSON, *TABLES, *COLUMNAR, ".xlsx", ".txt", ".md")) + ", also as .gz or .zst"
+    return (
+        ", ".join((*JSON, *TABLES, *COLUMNAR, ".xlsx", ".txt", ".md"))
+        + ", also as .gz, .zst or .zip"
+    )
 
 
 def _json(text: Text, head: bytes) -> Container:

@@ -29,8 +29,11 @@ def describe(source: Source) -> Iterator[str]:
     yield text
     if unread := notes.get("unread_files"):
         yield f"  not read: {', '.join(unread)}"
-    for row in source.first()[:SHOWN_ROWS]:
+    shown = source.first()[:SHOWN_ROWS]
+    for row in shown:
         yield from _shown(row)
+    if not shown and (fault := source.first_fault()):
+        yield f"  none of the first rows can be read; line {fault[0]}: {fault[1]}"
 
 
 def _shown(row: Conversation) -> Iterator[str]:

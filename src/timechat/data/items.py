@@ -23,6 +23,12 @@ class Item:
     detail: str = ""
 
 
+class Unsaved(str):
+    """The formula of a cell whose value nobody worked out: a fault where the cell is read."""
+
+    __slots__ = ()
+
+
 class BadRowError(Exception):
     """A row that cannot be a conversation; carries its `Drop` and never leaves `data`."""
 

@@ -7,15 +7,18 @@ close, by the next line that is indented and opened as it was.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from timechat.data.items import Item, json_item
 from timechat.data.lines import MAX_LINE_BYTES, Text, open_text
 
 CHUNK_BYTES = 1 << 20
+# What is looked at behind an array; more than this is rows, not the end of an object.
+MAX_REST_BYTES = 8 << 20
 # Keys under which exports put the list of their rows.
 WRAPPERS = ("data", "rows", "items", "records", "examples", "instances", "train")
 _WRAPPED = re.compile(rb'\s*\{\s*"(%s)"\s*:\s*\[\s*\{' % "|".join(WRAPPERS).encode())
@@ -41,7 +44,10 @@ def is_stream(head: bytes) -> bool:
 
 
 def read_values(source: Text | Path, inside: bool) -> Iterator[Item]:
-    """Every object of the file: the elements of its array if `inside`, else its values."""
+    """Every object of the file: the elements of its array if `inside`, else its values.
+
+    What stands behind the array is one item more, with its fault: rows may be among it.
+    """
     with open_text(source) as stream:
         yield from _Scanner(stream, inside).items()
 
@@ -57,6 +63,7 @@ class _Scanner:
         self._inside = inside
         self._ended = False
         self._torn = False
+        self._is_wrapped = False
         # What stands before the value on its line; None when that is more than blanks.
         self._indent: bytes | None = b""
 
@@ -66,15 +73,33 @@ class _Scanner:
         while self._skip_blank():
             opening = self._buffer[self._at : self._at + 1]
             if self._inside and opening == b"]":
+                self._at += 1
+                yield from self._behind()
                 return
             yield self._value() if opening in b"{[" else self._scalar()
         if self._inside and not self._torn:
             yield Item(self._line, None, "not_json", "the array never ends: the file is cut off")
 
+    def _behind(self) -> Iterator[Item]:
+        """What is left after the array: nothing, or the rest of the object that it stands in."""
+        if not self._skip_blank():
+            return
+        line, rest = self._line, self._buffer[self._at :]
+        while len(rest) < MAX_REST_BYTES and self._fill():
+            rest = self._buffer
+        if self._is_wrapped and (more := _others(rest)) is not None:
+            if lists := [name for name, value in more.items() if _is_rows(value)]:
+                detail = f"a second list of rows under {lists[0]!r}: give it as a file of its own"
+                yield Item(line, None, "not_read", detail)
+            return
+        detail = f"{_quoted(rest)} stands behind the end of the array: it is not read"
+        yield Item(line, None, "not_json", detail)
+
     def _enter(self) -> None:
         """Go past the bracket that opens the array."""
         self._fill()
         end = self._buffer.index(b"[") + 1
+        self._is_wrapped = self._buffer.lstrip().startswith(b"{")
         self._line += self._buffer.count(b"\n", 0, end)
         self._at = end
 
@@ -191,6 +216,23 @@ class _Scanner:
         raw = self._buffer[self._at : stop]
         self._at = stop
         return decode_item(raw, line)
+
+
+def _others(rest: bytes) -> dict[str, Any] | None:
+    """The keys behind the array of an object, of which `rest` is the end; None when it is none."""
+    try:
+        more: object = json.loads(b'{"":0' + (b"," if rest.startswith(b'"') else b"") + rest)
+    except (ValueError, RecursionError):
+        return None
+    return cast(dict[str, Any], more) if isinstance(more, dict) else None
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _quoted(rest: bytes) -> str:
+    return repr(rest[:40].decode("utf-8", "replace"))
 
 
 def decode_item(raw: bytes, line: int) -> Item:

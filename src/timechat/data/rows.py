@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from timechat.conversation import Conversation, content_hash
-from timechat.data.items import BadRowError, Item, kind, writable
+from timechat.data.items import BadRowError, Item, Unsaved, kind, writable
 from timechat.data.shapes.shape import Fields, Reading, Shape
 
 OWN_KEYS = ("id", "group", "source", "tags", "answers", "rejected")
@@ -26,9 +26,13 @@ def to_conversation(
     if item.fields is None:
         raise BadRowError(item.fault, item.detail)
     fields, roles = item.fields, reading.roles
+    named = {role: roles.get(role, role) for role in ("id", "group")}
+    for name in (*roles.values(), *named.values()):
+        if isinstance(fields.get(name), Unsaved):
+            detail = f"{name[:40]!r} holds a formula without a saved value"
+            raise BadRowError("formula_without_value", detail)
     parts = shape.read(fields, reading)
     is_ours = shape.name == "chat" and not is_table
-    named = {role: roles.get(role, role) for role in ("id", "group")}
     known = {*roles.values(), *named.values(), *(OWN_KEYS if is_ours else ())}
     reading.ignore(fields, known)
     tags: tuple[str, ...] = ()

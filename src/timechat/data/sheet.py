@@ -1,7 +1,7 @@
 """Excel workbooks: the rows of one sheet, each with its row number.
 
 Values are read as the workbook last showed them; a formula is never worked out, and a cell whose
-formula has no saved value is a fault of its row. Blank rows are no rows, however many stand
+formula has no saved value is marked (`Unsaved`). Blank rows are no rows, however many stand
 between two that are. Which columns hold what is `data.shapes`'.
 """
 
@@ -20,6 +20,7 @@ import openpyxl
 from openpyxl.utils.exceptions import InvalidFileException
 
 from timechat.data.blobs import BOMB_BYTES, BOMB_RATIO, Blob
+from timechat.data.items import Unsaved
 from timechat.data.table import Record
 from timechat.errors import DataError
 
@@ -49,18 +50,15 @@ def read_sheet(blob: Blob, sheet: str) -> Iterator[Record]:
         for number, (cells, texts) in enumerate(zip_longest(shown, written, fillvalue=()), 1):
             if all(cell is None for cell in texts):
                 continue
-            fields = tuple(cell_text(cell) for cell in cells)
+            fields = tuple(
+                Unsaved(text) if cell is None and _is_formula(text) else cell_text(cell)
+                for cell, text in zip_longest(cells, texts)
+            )
             # Trailing empty cells are no columns; the header says how many there are.
             if not width:
                 fields = _trimmed(fields, 1)
                 width = len(fields)
-            fields = _trimmed(fields, width) + ("",) * (width - len(fields))
-            lost = [i for i, text in enumerate(texts) if _is_formula(text) and cells[i] is None]
-            if lost:
-                detail = f"column {lost[0] + 1} holds a formula without a saved value"
-                yield Record(number, (), "formula_without_value", detail)
-            else:
-                yield Record(number, fields)
+            yield Record(number, _trimmed(fields, width) + ("",) * (width - len(fields)))
 
 
 def cell_text(value: Any) -> str:

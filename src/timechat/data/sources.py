@@ -88,6 +88,13 @@ class Source:
                 break
         return shown[:SHOWN_ROWS]
 
+    def first_fault(self) -> tuple[int, str] | None:
+        """The line and the reason of the first row that cannot be read."""
+        for row in self.rows():
+            if isinstance(row.found, Drop) and row.found.reason != "blank_line":
+                return row.line, f"{row.found.reason} ({row.found.detail})"
+        return None
+
     def _read(self, item: Item, reading: Reading, number: int) -> Iterator[Conversation | Drop]:
         try:
             row = to_conversation(
