@@ -30,8 +30,9 @@ from timechat.ledger.database import LEDGER_FILE, open_ledger
 from timechat.recipe import Data
 from timechat.stages.chat import open_responder
 from timechat.stages.exchange.read import read_items
-from timechat.stages.prepare import SPLITS, load_prepared
+from timechat.stages.prepare import load_prepared
 from timechat.stages.watch import Watcher
+from timechat.stages.written import SPLITS
 from timechat.store import read_lines
 
 # Answers that are few, short and used again and again are labels: a closed set to choose from.

@@ -1,36 +1,30 @@
 """`prepare`: files of rows to a folder of clean, split conversations with a card.
 
-The order of things, and what is written. Rows are read by `stages.intake` and sorted by
-`stages.sorting`; how a file is read, a row judged and a split drawn is `data`'s.
+The order of things. Rows are read by `stages.intake`, sorted by `stages.sorting` and written by
+`stages.written`; how a file is read, a row judged and a split drawn is `data`'s.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from timechat.conversation import Conversation
 from timechat.data.describe import describe
 from timechat.data.locate import PREPARED_CARD
-from timechat.data.prose import as_question
 from timechat.data.sources import Source, open_sources
 from timechat.data.steps import Count
 from timechat.errors import DataError, RunError
 from timechat.recipe import Data
 from timechat.records import DataCard
 from timechat.stages.intake import Intake, Pool, Say
-from timechat.stages.sorting import Sorted, sort_rows
-from timechat.store import append_rows, build_folder, read_json, read_lines, sha256, write_json
+from timechat.stages.sorting import sort_rows
+from timechat.stages.written import SPLITS, digest, make_card, write_rows
+from timechat.store import build_folder, read_json, read_lines, write_json
 
-SPLITS = ("train", "validation", "test")
 FILES = frozenset({PREPARED_CARD, "dropped.jsonl", *(f"{name}.jsonl" for name in SPLITS)})
 
 
@@ -117,9 +111,9 @@ def _prepare(
     found = sort_rows(pools, given, intake, folder)
     intake.check_dropped()
     intake.say_found()
-    counts = _write(folder, pools, found)
+    counts = write_rows(folder, pools, found)
     intake.close()
-    return _card(data, folder, pools, intake, found, counts)
+    return make_card(data, folder, pools, intake, found, counts)
 
 
 def recognised(data: Data, say: Say) -> dict[str, dict[str, Any]]:
@@ -142,7 +136,7 @@ def load_prepared(folder: Path) -> Prepared:
         )
     try:
         card = DataCard(**read_json(folder / PREPARED_CARD))
-        if _digest(folder) != card.digest:
+        if digest(folder) != card.digest:
             raise DataError(
                 f"the rows in {folder} are not those of its {PREPARED_CARD} (digest differs): "
                 "prepare them again instead of editing them"
@@ -187,128 +181,3 @@ def _open(data: Data) -> dict[str, list[Source]]:
             )
         sources[source.split or "train"].append(source)
     return sources
-
-
-@dataclass(slots=True)
-class _Counts:
-    """What was written: rows and clusters of each split, rows of each file, tokens in words."""
-
-    rows: dict[str, int]
-    groups: dict[str, int]
-    kept: Counter[tuple[str, str]]
-    words: dict[str, int]
-
-
-def _write(folder: Path, pools: dict[str, Pool], found: Sorted) -> _Counts:
-    """Every row that is left to the file of its split."""
-    clusters: dict[str, set[int]] = {name: set() for name in SPLITS}
-    rows: Counter[str] = Counter()
-    kept: Counter[tuple[str, str]] = Counter()
-    words: list[int] = []
-
-    def split_rows(wanted: str) -> Iterator[Conversation]:
-        for name in SPLITS:
-            pool = pools[name]
-            for number, row in pool.rows():
-                side = SPLITS[found.sides[number]] if name == "train" else name
-                if side != wanted:
-                    continue
-                rows[side] += 1
-                kept[name, pool.files[pool.file[number]]] += 1
-                clusters[side].add(hash(row.cluster))
-                words.append(pool.words[number])
-                yield _final(row, number, side, found)
-
-    for name in SPLITS:
-        append_rows(folder / f"{name}.jsonl", (row.to_dict() for row in split_rows(name)))
-    return _Counts(
-        {name: rows[name] for name in SPLITS},
-        {name: len(clusters[name]) for name in SPLITS},
-        kept,
-        _quantiles(words),
-    )
-
-
-def _final(row: Conversation, number: int, side: str, found: Sorted) -> Conversation:
-    """The row as its split needs it: weighed for training, asked where it is a held-out text."""
-    if side == "test" and row.is_text:
-        return as_question(row)
-    if side == "train" and found.weights:
-        weight = found.weights[int(found.classes[number])]
-        return row.with_messages(
-            tuple(
-                replace(m, weight=round(m.weight * weight, 6)) if m.role == "assistant" else m
-                for m in row.messages
-            )
-        )
-    return row
-
-
-def _card(
-    data: Data,
-    folder: Path,
-    pools: dict[str, Pool],
-    intake: Intake,
-    found: Sorted,
-    counts: _Counts,
-) -> DataCard:
-    for place, key in intake.keys.items():
-        notes, kept = intake.sources[key], counts.kept[place]
-        notes |= {"kept": kept, "dropped": notes["rows"] - kept}
-    card = DataCard(
-        rows_in=intake.rows_in,
-        rows_kept=sum(counts.rows.values()),
-        rows_dropped=intake.reasons.total(),
-        reasons=_sorted(intake.reasons),
-        edited=_sorted(intake.edited),
-        splits=counts.rows,
-        groups=counts.groups,
-        overlap=found.overlap,
-        sources=intake.sources,
-        digest=_digest(folder),
-        seed=data.seed,
-        system=data.system,
-        found=_found(intake),
-        words=counts.words,
-        languages=_languages(pools.values()),
-        near={"rows": found.near_rows, "clusters": found.clusters},
-        shared_answers=found.shared_answers,
-        general_overlap=found.general,
-        bias=found.bias,
-    )
-    assert card.closes, "a row was neither kept nor dropped"
-    return card
-
-
-def _found(intake: Intake) -> dict[str, dict[str, Any]]:
-    """What was only reported: counts, and the first places."""
-    return {
-        reason: {**_sorted(counts), "first": intake.places[reason]}
-        for reason, counts in intake.found.items()
-    }
-
-
-def _languages(pools: Iterable[Pool]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for pool in pools:
-        names = list(pool.language.names)
-        counts.update(names[n] for n in pool.language.numbers if n >= 0)
-    return _sorted(counts)
-
-
-def _quantiles(words: list[int]) -> dict[str, int]:
-    """How long the rows are, in words: the median, and how long the longest are."""
-    if not words:
-        return {}
-    shares = {"median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
-    return {name: int(np.quantile(words, share)) for name, share in shares.items()}
-
-
-def _sorted(counts: Counter[str]) -> dict[str, int]:
-    return dict(counts.most_common())
-
-
-def _digest(folder: Path) -> str:
-    """One SHA-256 for the three split files: of their names and their own SHA-256."""
-    parts = {name: sha256(folder / f"{name}.jsonl") for name in SPLITS}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
