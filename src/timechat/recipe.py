@@ -241,7 +241,8 @@ class Recipe(Section):
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read the recipe at `path` with `section.key=value` overrides on top.
 
-    Data paths are taken relative to the recipe's folder, or else to the working folder.
+    Data paths and a base that is a folder are taken relative to the recipe's folder, or else to
+    the working folder.
     Raises RecipeError for a missing file, bad YAML, an unknown key or a value out of range.
     """
     if not path.is_file():
@@ -257,7 +258,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     for text in overrides:
         apply_override(raw, text)
     recipe = parse_recipe(raw, where=str(path))
-    return recipe.model_copy(update={"data": _resolve(recipe.data, path.parent)})
+    update = {"data": _resolve(recipe.data, path.parent), "base": _place_base(recipe.base, path)}
+    return recipe.model_copy(update=update)
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -327,6 +329,14 @@ def _keys_at(path: list[str], method: str | None) -> list[str]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             model = kind
     return list(model.model_fields)
+
+
+def _place_base(base: str, recipe: Path) -> str:
+    """A base that is a folder by its whole path; a name stays a name."""
+    if base == "starter" or base.startswith("~"):
+        return base
+    places = (recipe.parent / base, Path(base))
+    return next((str(place.resolve()) for place in places if place.is_dir()), base)
 
 
 def _resolve(data: Data, folder: Path) -> Data:

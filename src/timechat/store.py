@@ -26,6 +26,8 @@ from timechat.errors import RunError
 
 MARK = ".timechat-"
 LOCK = ".lock"
+# Of what is being replaced and has lost its name for a moment.
+OLD = "old-"
 
 
 def to_json(value: Any) -> Any:
@@ -145,10 +147,7 @@ class Draft:
         _share(self.folder)
         sync_tree(self.folder)
         if self.target.exists():
-            # Two renames, so that a kill between them leaves no name on half a folder.
-            old = _hide(self.target)
-            os.rename(self.folder, self.target)
-            shutil.rmtree(old, ignore_errors=True)
+            _replace(self.target, self.folder)
         else:
             os.rename(self.folder, self.target)
         sync_folder(self.target.parent)
@@ -186,13 +185,17 @@ def remove_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed processes left half-written or half-deleted directly in `folder`."""
+    """Delete what killed processes left half-written or half-deleted directly in `folder`, and
+    give its name back to what one was about to replace."""
     for path in sorted(folder.glob(f".*{MARK}*")):
         handle = _hold(path)
         if handle is None:
             continue  # its writer is at work
+        name, _, suffix = path.name[1:].rpartition(MARK)
         try:
-            if path.is_dir():
+            if suffix.startswith(OLD) and not (folder / name).exists():
+                os.rename(path, folder / name)
+            elif path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
@@ -279,9 +282,30 @@ def _hold(path: Path) -> int | None:
     return handle
 
 
-def _hide(folder: Path) -> Path:
+def _replace(target: Path, fresh: Path) -> None:
+    """Give `fresh` the name of `target`, which goes.
+
+    That takes two renames. A kill between them leaves no name on half a folder, and `sweep` gives
+    the old one its name back; it is held meanwhile, so that nobody's sweep does so now.
+    """
+    handle = _hold(target)
+    old = _hide(target, OLD)
+    try:
+        os.rename(fresh, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+    gone = target.with_name(f".{target.name}{MARK}{secrets.token_hex(4)}")
+    os.rename(old, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _hide(folder: Path, mark: str = "") -> Path:
     """Rename `folder` to a name under which it counts as gone."""
-    hidden = folder.with_name(f".{folder.name}{MARK}{secrets.token_hex(4)}")
+    hidden = folder.with_name(f".{folder.name}{MARK}{mark}{secrets.token_hex(4)}")
     os.rename(folder, hidden)
     return hidden
 

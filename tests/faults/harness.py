@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from timechat.store import read_lines, sha256
+from timechat.store import read_json, read_lines, sha256
 
 COUNT, KILL_BEFORE, KILL_AFTER, FAIL_ONCE, FAIL_FROM, SHORT_WRITE = range(1, 7)
 HERE = Path(__file__).parent
@@ -59,9 +59,11 @@ class Zygote:
         self.start(out, recipe, arm, learn, **more)
         return self.wait()
 
-    def kill_after(self, seconds: float, out: Path, recipe: Path, number: int) -> int:
+    def kill_after(
+        self, seconds: float, out: Path, recipe: Path, number: int, learn: bool = True
+    ) -> int:
         """Run, with a signal after so many seconds."""
-        pid = self.start(out, recipe)
+        pid = self.start(out, recipe, learn=learn)
         timer = threading.Timer(seconds, os.kill, (pid, number))
         timer.start()
         status = self.wait()
@@ -112,7 +114,7 @@ def breaking(zygote: Zygote) -> Zygote:
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps of two micro-batches' worth of rows, saved every second one."""
+    """A run of 6 steps, saved before the first and at every second one."""
     return write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
@@ -146,19 +148,26 @@ def write_recipe(folder: Path, epochs: int = 2, every: int = 2) -> Path:
 
 def proof(run: Path) -> dict[str, Any]:
     """What must be equal, bit for bit, in two runs of one recipe: the newest checkpoint's weights,
-    average and optimizer, and every line of the log but for its times and memory."""
+    average and optimizer, the weights that are served, and every line of the log but for its times
+    and memory."""
     last = sorted((run / "checkpoints").glob("step-??????"))[-1]
-    files = [
-        "adapter_model.safetensors",
-        "state/weights.safetensors",
-        "state/optimizer.safetensors",
-    ]
+    best = (run / "best").resolve()
+    found = [*last.rglob("*.safetensors"), *best.glob("*.safetensors")]
+    assert len(found) >= 4
+    weights = {f"{p.parent.name}/{p.name}": sha256(p) for p in found}
     rows = [
         {k: v for k, v in row.items() if k not in ("elapsed_s", "peak_bytes")}
         for row in read_lines(run / "metrics.jsonl")
     ]
-    best = (run / "best").resolve().name
-    return {"last": last.name, "best": best, "log": rows, **{f: sha256(last / f) for f in files}}
+    return {"last": last.name, "best": best.name, "log": rows, **weights}
+
+
+def answers(run: Path) -> dict[str, Any]:
+    """What must be equal in two whole runs beside their `proof`: every answer of both sides, and
+    what the report says of them."""
+    report = read_json(run / "report.json")
+    files = {str(p.relative_to(run)): sha256(p) for p in sorted(run.glob("evals/*/*.jsonl"))}
+    return files | {name: report[name] for name in ("verdict", "task", "retention", "measures")}
 
 
 @pytest.fixture(scope="session")

@@ -94,10 +94,10 @@ def test_a_kill_before_and_after_every_system_call_of_a_save_changes_no_bit(
     calls: int,
     how: int,
 ) -> None:
-    """The third save of seven, the first that takes an older checkpoint away, call by call, with
+    """The third save of four, the first that takes an older checkpoint away, call by call, with
     the end of the second and the beginning of the fourth; each killed run is brought to its end."""
     assert calls > 300
-    for at in range(calls * 2 // 7 - 10, calls * 3 // 7 + 10):
+    for at in range(calls // 2 - 10, calls * 3 // 4 + 10):
         out = tmp_path / f"run-{at}"
         status = breaking.run(out, recipe, (str(out / "checkpoints"), how, at, 0))
         assert status == -9, f"call {at} of {calls} ended with {status}"

@@ -9,6 +9,7 @@ from harness import COUNT, FAIL_FROM, KILL_AFTER, KILL_BEFORE, Zygote
 from test_disk import errors_of
 
 from timechat.stages.prepare import load_prepared
+from timechat.store import sweep
 
 # Left to `make test-faults`.
 LATER = (pytest.mark.slow, pytest.mark.faults)
@@ -65,6 +66,8 @@ def test_a_kill_at_any_system_call_leaves_the_old_folder_or_the_new(
         out = place / "rows"
         assert breaking.run(out, recipe, prepare=True) == 0
         assert breaking.run(out, recipe, (str(place), how, at, 0), prepare=True) == -9
+        sweep(place)
+        assert out.exists()
         prepare_again(breaking, recipe, out, digest)
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from timechat.store import read_lines
 
 # Steps without a finite loss and gradient that are left out before the run is rolled back, and how
 # often it is, each time with this share of its learning rate.
@@ -54,3 +57,17 @@ class Health:
                 )
         self.losses = [*self.losses, loss][-WINDOW:]
         return said
+
+
+def tell_skipped(run: Path) -> str:
+    """A sentence for the report about steps that taught nothing; empty where all did."""
+    rows = list(read_lines(run / "metrics.jsonl"))
+    skipped = [str(row["step"]) for row in rows if "skipped" in row]
+    if not skipped:
+        return ""
+    total = len(skipped) + sum("loss" in row for row in rows)
+    which = f"step {skipped[0]}" if len(skipped) == 1 else f"steps {', '.join(skipped)}"
+    return (
+        f"{len(skipped)} of {total} steps taught nothing: {which} had no finite loss or gradient "
+        "and went by without a change of the weights; history.jsonl names their rows"
+    )

@@ -199,7 +199,8 @@ class Learner:
             {"step": step, "skipped": f"loss {error.loss}, gradient norm {error.norm}"},
         )
         self.room.note("not_finite", step=step, detail=str(error))
-        if self.health.may_skip:
+        has_learnt = bool(self.trainer.optimizer.state)
+        if self.health.may_skip and (has_learnt or step < self.plan["steps"]):
             self.say(
                 f"step {step} is left out: loss {error.loss}, gradient norm {error.norm}; rows "
                 f"{', '.join(error.rows[:4])}"

@@ -78,7 +78,7 @@ def prepare(data: Data, out: Path, say: Say, count: Count | None = None) -> Prep
     if not data.train:
         raise DataError("no training rows: give data.train at least one file")
     _check_out(out)
-    sources = _open(data)
+    sources = open_files(data)
     with build_folder(out) as folder:
         intake = Intake(data, folder, count, say)
         pools = {name: Pool(folder / f"{name}.rows") for name in SPLITS}
@@ -119,7 +119,7 @@ def _prepare(
 def recognised(data: Data, say: Say) -> dict[str, dict[str, Any]]:
     """What each file of `data` was recognised as, said with its first rows; nothing is written."""
     found: dict[str, dict[str, Any]] = {}
-    for name, sources in _open(data).items():
+    for name, sources in open_files(data).items():
         for source in sources:
             for line in describe(source):
                 say(line)
@@ -167,7 +167,7 @@ def _check_out(out: Path) -> None:
         raise DataError(f"{out} {why}, and would be replaced: name another folder")
 
 
-def _open(data: Data) -> dict[str, list[Source]]:
+def open_files(data: Data) -> dict[str, list[Source]]:
     """The files of each split. A folder of training rows that comes split stays as split, but
     files that the recipe names for a split go before those of such a folder."""
     given = {"validation": data.validation, "test": data.test}

@@ -17,16 +17,17 @@ from typing import Any
 
 import torch
 
-from timechat.errors import DataError, ModelError, RecipeError, RunError
-from timechat.model.digest import find_moved
+from timechat.errors import DataError, RecipeError, RunError
 from timechat.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from timechat.stages.moved import ENVIRONMENT, changed_files, is_same_base, is_same_rows
 from timechat.stages.watch import Watcher
-from timechat.store import append_line, read_json, sha256, write_json, write_text
+from timechat.store import append_line, read_json, write_json, write_text
 
 CHANGES = ("recipe", "data", "base")
-ENVIRONMENT = "environment.json"
 HISTORY = "history.jsonl"
 RECIPE = "recipe.yaml"
+# The keys of a recipe that say where rows lie, as `differences` tells them.
+ROWS = ("data.train: ", "data.validation: ", "data.test: ", "data.prepared: ")
 # What depends on recipe, data or base, and is made anew when one of them may change.
 DERIVED = ("plan.json", "checks.json", "too_long.jsonl", "evals/before", ENVIRONMENT)
 
@@ -69,21 +70,6 @@ def claim(recipe: Recipe, out: Path, allow: Sequence[str]) -> bool:
     return True
 
 
-def find_base(recipe: Recipe, out: Path) -> str:
-    """The recipe's base, or the folder that it has moved to. Raises ModelError."""
-    base = Path(recipe.base)
-    if not base.is_absolute() or base.is_dir() or not (out / ENVIRONMENT).is_file():
-        return recipe.base
-    digest = str(read_json(out / ENVIRONMENT)["base"]["digest"])
-    found = find_moved(base.name, digest, out)
-    if found is None:
-        raise ModelError(
-            f"the base of {out} is not at {base} any more (SHA-256 {digest[:12]}…): put it back, "
-            f"or put the folder {base.name} beside the run"
-        )
-    return str(found)
-
-
 def settle(
     recipe: Recipe,
     out: Path,
@@ -122,7 +108,9 @@ def recipe_print(recipe: Recipe) -> str:
     """The digest of what a recipe says about training."""
     # What is asked of the trained model does not change how it is trained, and a key that a later
     # version adds changes nothing at its default.
-    text = recipe.model_dump_json(exclude={"evaluate": True, "data": True}, exclude_defaults=True)
+    # The base has a digest of its own, wherever it lies.
+    others = {"evaluate": True, "data": True, "base": True}
+    text = recipe.model_dump_json(exclude=others, exclude_defaults=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -141,33 +129,59 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], place: str = ""
 def _check_recipe(recipe: Recipe, out: Path, allow: Sequence[str]) -> None:
     recorded = _recorded(out)
     changed = differences(recorded.model_dump(mode="json"), recipe.model_dump(mode="json"))
-    moved = [c for c in changed if c.startswith("data.") and _same_rows(recipe, out)]
+    moved = [c for c in changed if _has_moved(c, recipe, out)]
     changed = [c for c in changed if c not in moved]
+    if moved and not changed:
+        note(out, "moved", keys=moved)
+        _rewrite_recipe(out, recipe)
     if not changed:
         return
-    if "recipe" not in allow:
+    kinds = list(dict.fromkeys(map(_kind_of, changed)))
+    refused = [kind for kind in kinds if kind not in allow]
+    if refused:
         raise RunError(
-            f"{out} holds a run of another recipe ({'; '.join(changed)}): name another folder "
-            f"with --out, continue that one with `timechat resume {out}`, or say --allow recipe"
+            f"{out} holds a run of another {' and '.join(refused)} ({'; '.join(changed)}): name "
+            f"another folder with --out, continue that one with `timechat resume {out}`, or say "
+            f"{' '.join(f'--allow {kind}' for kind in refused)}"
         )
     if any(c.startswith("adapt.") for c in changed):
         raise RunError(
             f"{'; '.join(changed)}: which weights learn cannot change within a run; name another "
             "folder with --out"
         )
-    note(out, "changed", what="recipe", keys=changed)
+    note(out, "changed", what=" and ".join(kinds), keys=changed)
+    if "data" in kinds:
+        shutil.rmtree(out / "data", ignore_errors=True)
     was = recipe_print(recorded)
-    former: dict[str, Any] = {}
     if (out / ENVIRONMENT).is_file():
         then = read_json(out / ENVIRONMENT)
-        former = {**then["former"], "recipe": [*then["former"].get("recipe", []), was]}
+        then["former"] = {**then["former"], "recipe": [*then["former"].get("recipe", []), was]}
         then["fingerprints"]["recipe"] = recipe_print(recipe)
-        then |= {"former": former, "recipe": recipe.model_dump(mode="json")}
         write_json(out / ENVIRONMENT, then)
-    write_text(out / RECIPE, dump_recipe(recipe))
+    _rewrite_recipe(out, recipe)
     for name in ("plan.json", "checks.json"):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "evals" / "before", ignore_errors=True)
+
+
+def _kind_of(change: str) -> str:
+    """Which of CHANGES allows it."""
+    head = change.partition(":")[0].partition(".")[0]
+    return head if head in CHANGES else "recipe"
+
+
+def _has_moved(change: str, recipe: Recipe, out: Path) -> bool:
+    """Whether what changed is only where the same base, or the same rows, lie."""
+    if change.startswith("base: "):
+        return is_same_base(recipe, out)
+    return change.startswith(ROWS) and is_same_rows(recipe, out)
+
+
+def _rewrite_recipe(out: Path, recipe: Recipe) -> None:
+    if (out / ENVIRONMENT).is_file():
+        then = read_json(out / ENVIRONMENT)
+        write_json(out / ENVIRONMENT, {**then, "recipe": recipe.model_dump(mode="json")})
+    write_text(out / RECIPE, dump_recipe(recipe))
 
 
 def _recorded(out: Path) -> Recipe:
@@ -176,27 +190,9 @@ def _recorded(out: Path) -> Recipe:
     return parse_recipe(kept["recipe"]) if "recipe" in kept else load_recipe(out / RECIPE)
 
 
-def _same_rows(recipe: Recipe, out: Path) -> bool:
-    """Whether the recipe's files, wherever they lie now, are those that the run was made of."""
-    card = out / "data" / "card.json"
-    if not card.is_file():
-        return False
-    known = {source["sha256"] for source in read_json(card)["sources"].values()}
-    files = [Path(p) for p in (*recipe.data.train, *recipe.data.validation, *recipe.data.test)]
-    return all(path.is_file() and sha256(path) in known for path in files)
-
-
 def _check_rows(recipe: Recipe, out: Path, allow: Sequence[str]) -> None:
-    """Raise DataError when a source file is not what the run was prepared from.
-
-    A file that is gone does no harm: the run holds its own rows.
-    """
-    card = out / "data" / "card.json"
-    if not card.is_file():
-        return
-    known = {source.get("sha256") for source in read_json(card)["sources"].values()}
-    files = [Path(p) for p in (*recipe.data.train, *recipe.data.validation, *recipe.data.test)]
-    changed = [str(path) for path in files if path.is_file() and sha256(path) not in known]
+    """Raise DataError when a source file is not what the run was prepared from."""
+    changed = changed_files(recipe, out)
     if not changed:
         return
     if "data" not in allow:

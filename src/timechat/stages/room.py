@@ -20,9 +20,10 @@ from timechat.records import Derived, Plan, Touched
 from timechat.stages.compare import say_power
 from timechat.stages.environment import environment
 from timechat.stages.lengths import token_counter
+from timechat.stages.moved import find_base, find_rows
 from timechat.stages.plan import plan_run
 from timechat.stages.prepare import Prepared, load_prepared, prepare
-from timechat.stages.record import Record, find_base, note, settle
+from timechat.stages.record import Record, note, settle
 from timechat.stages.stop import Stop
 from timechat.stages.watch import Watcher
 from timechat.store import read_json, write_json
@@ -108,7 +109,7 @@ def _kept_plan(out: Path) -> Plan | None:
 def prepared_rows(recipe: Recipe, out: Path, watcher: Watcher) -> Prepared:
     """The recipe's rows: prepared before, found in the run, or prepared now."""
     if recipe.data.prepared:
-        found = load_prepared(Path(recipe.data.prepared))
+        found = find_rows(Path(recipe.data.prepared), out)
         write_json(
             out / "data" / "prepared.json", {"path": str(found.folder), "digest": found.card.digest}
         )

@@ -37,6 +37,7 @@ from timechat.stages.checks import (
     check_template,
 )
 from timechat.stages.compare import Extra, build_report
+from timechat.stages.health import tell_skipped
 from timechat.stages.keep import point
 from timechat.stages.learn import Learner
 from timechat.stages.outline import is_elsewhere, outline
@@ -105,6 +106,8 @@ def _run(room: Room) -> Run:
     )
     snapshot.write(after, room.task, out / "evals" / "after")
     checks.append(check_export(room.loaded, room.task.examples, out / "best"))
+    if skipped := tell_skipped(out):
+        watcher.say(skipped)
     report = build_report(
         out,
         room.task,
@@ -113,7 +116,7 @@ def _run(room: Room) -> Run:
         recipe.evaluate.retention_margin,
         checks,
         _cost(room, strength),
-        Extra(num_general=num_general),
+        Extra(findings=(skipped,) if skipped else (), num_general=num_general),
     )
     finish_card(room, report)
     room.note("finished", verdict=report.verdict)
