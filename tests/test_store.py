@@ -1,6 +1,7 @@
 """The store: nothing half-written looks finished."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from timechat.store import (
     remove_folder,
     sha256,
     sweep,
+    system_errors,
     to_json,
     write_json,
     write_lines,
@@ -121,6 +123,45 @@ def test_what_a_killed_writer_left_is_swept_and_what_is_under_way_is_not(tmp_pat
     assert {p.name for p in tmp_path.iterdir()} == {at_work.folder.name, ".profile"}
     at_work.commit()
     assert (tmp_path / "slow" / "a").read_text() == "half"
+
+
+def test_a_folder_about_to_be_replaced_gets_its_name_back(tmp_path: Path) -> None:
+    """As after a kill between the two renames of a replacement."""
+    old = tmp_path / ".out.timechat-old-dead"
+    old.mkdir()
+    (old / "a").write_text("old")
+    (tmp_path / ".out.timechat-beef").mkdir()
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_replacement_that_fails_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with build_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("old")
+    rename = os.rename
+    calls = iter([rename, fail, rename])
+    draft = Draft(tmp_path / "out")
+    monkeypatch.setattr(os, "rename", lambda *names: next(calls)(*names))
+    with pytest.raises(OSError, match="No space"):
+        draft.commit()
+    draft.drop()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_failed_call_inside_a_rust_library_is_a_system_error_again(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output error") as caught, system_errors(tmp_path):
+        raise Exception("Error while serializing: I/O error: whatever (os error 5)")
+    assert caught.value.errno == 5
+    with pytest.raises(ValueError, match="another"), system_errors(tmp_path):
+        raise ValueError("another")
+
+
+def fail(*_: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_a_removed_folder_is_gone_under_its_name_at_once(tmp_path: Path) -> None:

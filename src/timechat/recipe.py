@@ -7,6 +7,7 @@ known name. What `auto` means is the plan's business; this file only says what m
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from os.path import exists, isdir
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -336,13 +337,14 @@ def _place_base(base: str, recipe: Path) -> str:
     if base == "starter" or base.startswith("~"):
         return base
     places = (recipe.parent / base, Path(base))
-    return next((str(place.resolve()) for place in places if place.is_dir()), base)
+    return next((str(place.resolve()) for place in places if isdir(place)), base)
 
 
 def _resolve(data: Data, folder: Path) -> Data:
     def place(name: str) -> str:
         beside = folder / name
-        return str(beside.resolve() if beside.exists() else Path(name).resolve())
+        # os.path, not Path: a place where this user must not look is no error, but not there.
+        return str(beside.resolve() if exists(beside) else Path(name).resolve())
 
     return data.model_copy(
         update={

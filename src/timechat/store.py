@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Generator, Iterable, Iterator
@@ -26,6 +27,7 @@ from timechat.errors import RunError
 
 MARK = ".timechat-"
 LOCK = ".lock"
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 # Of what is being replaced and has lost its name for a moment.
 OLD = "old-"
 
@@ -172,11 +174,24 @@ def build_folder(target: Path) -> Generator[Path]:
     """
     draft = Draft(target)
     try:
-        yield draft.folder
+        with system_errors(target):
+            yield draft.folder
         draft.commit()
     except BaseException:
         draft.drop()
         raise
+
+
+@contextmanager
+def system_errors(place: Path) -> Generator[None]:
+    """Make the OSError of it again that a library written in Rust tells as an error of its own."""
+    try:
+        yield
+    except Exception as error:
+        found = None if isinstance(error, OSError) else OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(place)) from error
 
 
 def remove_folder(folder: Path) -> None:

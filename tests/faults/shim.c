@@ -1,6 +1,6 @@
 /* Faults at the door of the kernel: preloaded before libc, it counts every call that touches files
  * below a folder, whoever makes it (Python, or Rust inside safetensors), and at one of them kills
- * the process, fails, or writes short.
+ * the process, fails, or writes short. It can set the clock back, too.
  *
  *   cc -shared -fPIC -o shim.so shim.c -ldl
  */
@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { OFF, COUNT, KILL_BEFORE, KILL_AFTER, FAIL_ONCE, FAIL_FROM, SHORT_WRITE };
@@ -113,4 +114,29 @@ int symlink(const char *to, const char *at) { CALL(int, below(at), NEXT(symlink)
 int chmod(const char *path, mode_t rights) { CALL(int, below(path), NEXT(chmod)(path, rights)); }
 int unlinkat(int fd, const char *path, int flags) {
   CALL(int, held(fd) || below(path), NEXT(unlinkat)(fd, path, flags));
+}
+
+static long set_back, looks_before, looks;
+
+/* Let the wall clock show so many seconds less, once it was looked at so often. */
+void fault_clock(long seconds, long after) {
+  set_back = seconds;
+  looks_before = after;
+  looks = 0;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  static int (*real)(clockid_t, struct timespec *);
+  if (!real) real = NEXT(clock_gettime);
+  int result = real(clock, now);
+  if (set_back && clock == CLOCK_REALTIME && __sync_add_and_fetch(&looks, 1) > looks_before)
+    now->tv_sec -= set_back;
+  return result;
+}
+
+time_t time(time_t *into) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (into) *into = now.tv_sec;
+  return now.tv_sec;
 }

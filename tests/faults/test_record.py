@@ -216,6 +216,30 @@ def test_a_run_that_stays_not_finite_stops_and_writes_its_rows_out(
     assert next(checkpoints(out), None) is not None
 
 
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize(("first", "times", "which"), [(6, 1, "step 6"), (4, 3, "steps 4, 5, 6")])
+def test_steps_left_out_at_the_very_end_are_told_in_the_report(
+    zygote: Zygote, recipe: Path, tmp_path: Path, first: int, times: int, which: str
+) -> None:
+    out = tmp_path / "run"
+    assert zygote.run(out, recipe, learn=False, poison=(first, times)) == 0, errors_of(out)
+    told = f"{times} of 6 steps taught nothing: {which} had no finite loss"
+    assert any(told in finding for finding in read_json(out / "report.json")["findings"])
+    assert told in (out / "report.md").read_text()
+    assert told in Path(f"{out}.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_run_that_learnt_nothing_does_not_finish(zygote: Zygote, tmp_path: Path) -> None:
+    """Three steps, as many as may be left out."""
+    recipe, out = write_recipe(tmp_path, epochs=1), tmp_path / "run"
+    assert zygote.run(out, recipe, learn=False, poison=(1, 10_000)) == 2
+    assert "training cannot go on: steps 1, 2, 3 had no finite loss" in errors_of(out)[-1]
+    assert not (out / "report.json").exists()
+
+
 def test_a_save_that_failed_in_the_background_fails_the_next_step_once() -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")

@@ -1,10 +1,16 @@
 """A process with everything imported, which forks a child for each tiny run it is asked for.
 
-    python zygote.py     one JSON request a line on standard input: {out, recipe, arm, only_learn},
-                         also `allow`, `parent` (the process that it ends with), `poison` (the
-                         first step whose loss is not a number, and how many times) and `prepare`
-                         (only the recipe's rows); answers {"pid"} when the child begins and
-                         {"status"} at its end
+    python zygote.py     one JSON request a line on standard input; answers {"pid"} when the child
+                         begins and {"status"} at its end
+
+A request has `out`, `recipe`, `arm` (what shim.c is told) and `only_learn`, and may have:
+
+    allow      what may have changed
+    prepare    only prepare the recipe's rows
+    parent     the process that the child ends with
+    poison     the first step whose loss is not a number, and how many times
+    clock      the seconds that the clock is set back, and after how many looks at it
+    user       the number of another user who runs it, and a recipe to warm up with before
 
 Importing takes seconds and a tiny run a fraction of one, so that hundreds of kills are affordable.
 The fork is safe because nothing here has computed anything yet, and one thread computes.
@@ -75,6 +81,15 @@ def poison(first: int, times: int) -> None:
     Trainer.backward = backward
 
 
+def become(user: int) -> None:
+    """Another user from here on, with nothing of this one's."""
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+    os.environ["HOME"] = "/nonexistent"
+    os.environ.pop("TIMECHAT_CACHE", None)
+
+
 def work(ask: dict[str, Any]) -> int:
     log = os.open(f"{ask['out']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 2)
@@ -90,6 +105,13 @@ def work(ask: dict[str, Any]) -> int:
     if ask.get("arm"):
         folder, how, at, error = ask["arm"]
         library.fault_arm(folder.encode(), how, ctypes.c_long(at), error)
+    if ask.get("clock"):
+        library.fault_clock(*map(ctypes.c_long, ask["clock"]))
+    if ask.get("user"):
+        user, recipe = ask["user"]
+        # What is imported late is imported now: this Python may lie where that user may not look.
+        train_stage.train(load_recipe(Path(recipe)), Path(f"{ask['out']}.warm"))
+        become(user)
     if ask.get("parent"):
         os.environ[PARENT] = str(ask["parent"])
     signals.install()

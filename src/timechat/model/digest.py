@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
+from os.path import isfile
 from pathlib import Path
 
 from timechat.model.starter import cache_folder
@@ -26,8 +27,9 @@ def digest_folder(folder: Path) -> str:
     )
     key = hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
     remembered = cache_folder() / "digests" / key
-    if remembered.is_file() and len(known := remembered.read_text()) == 64:
-        return known
+    with suppress(OSError):  # not there, or not for this user
+        if len(known := remembered.read_text()) == 64:
+            return known
     total = hashlib.sha256()
     for name in names:
         total.update(f"{name}:{sha256(folder / name)}\n".encode())
@@ -42,6 +44,6 @@ def find_moved(name: str, digest: str, near: Path) -> Path | None:
     places = [*near.resolve().parents, Path.cwd(), cache_folder() / "models"]
     for place in places:
         folder = place / name
-        if (folder / "config.json").is_file() and digest_folder(folder) == digest:
+        if isfile(folder / "config.json") and digest_folder(folder) == digest:
             return folder
     return None

@@ -1,13 +1,15 @@
 """What a run was begun with, wherever it lies now: base and rows are known again by their digests.
 
 Where they were is written in the run, and so is what they were; a folder of the same name with the
-same digest, beside the run or above it, is the same thing.
+same digest, beside the run or above it, is the same thing. Where they were may lie where this user
+must not even look (a Path raises there, os.path says no).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ ENVIRONMENT = "environment.json"
 def find_base(recipe: Recipe, out: Path) -> str:
     """The recipe's base, or the folder that it has moved to. Raises ModelError."""
     base = Path(recipe.base)
-    if not base.is_absolute() or base.is_dir() or not (out / ENVIRONMENT).is_file():
+    if not base.is_absolute() or isdir(base) or not (out / ENVIRONMENT).is_file():
         return recipe.base
     digest = str(read_json(out / ENVIRONMENT)["base"]["digest"])
     found = find_moved(base.name, digest, out)
@@ -40,7 +42,7 @@ def find_base(recipe: Recipe, out: Path) -> str:
 def find_rows(folder: Path, out: Path) -> Prepared:
     """The prepared folder that the recipe refers to, or where it has moved to. Raises DataError."""
     digest = _rows_digest(out)
-    if folder.is_dir() or not digest:
+    if isdir(folder) or not digest:
         return load_prepared(folder)
     for place in (*out.resolve().parents, Path.cwd()):
         with suppress(DataError):
@@ -83,8 +85,8 @@ def changed_files(recipe: Recipe, out: Path) -> list[str]:
     if not known:
         return []
     named = [Path(p) for p in (*recipe.data.train, *recipe.data.validation, *recipe.data.test)]
-    files = [path for path in named if path.is_file()]
-    for folder in filter(Path.is_dir, named):
+    files = [path for path in named if isfile(path)]
+    for folder in filter(isdir, named):
         files += [source.path for source in open_sources((str(folder),), recipe.data)]
     return [str(path) for path in dict.fromkeys(files) if sha256(path) not in known]
 

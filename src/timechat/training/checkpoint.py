@@ -24,7 +24,7 @@ from timechat.model.load import Loaded
 from timechat.model.method import save_model
 from timechat.model.ranks import ALONE, Ranks
 from timechat.records import CheckpointInfo
-from timechat.store import Draft, build_folder, read_json, write_json, write_text
+from timechat.store import Draft, build_folder, read_json, system_errors, write_json, write_text
 from timechat.training.loop import Begun, Trainer
 from timechat.training.pieces import Pieces, Rows, write_pieces
 
@@ -86,10 +86,11 @@ def begin_save(
     draft = Draft(folder) if ranks.is_first else None
     beside = ranks.tell(draft.folder if draft else folder)
     try:
-        with trainer.averaged():
-            _save_model(beside, loaded, identity, ranks)
-        (beside / "state").mkdir(exist_ok=True)
-        _save_state(beside, trainer, notes)
+        with system_errors(folder):
+            with trainer.averaged():
+                _save_model(beside, loaded, identity, ranks)
+            (beside / "state").mkdir(exist_ok=True)
+            _save_state(beside, trainer, notes)
         ranks.wait()
     except BaseException:
         if draft:
