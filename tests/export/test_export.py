@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import build_family, byte_tokenizer, write_family
+from tiny import FAMILIES, build_family, byte_tokenizer, write_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from timechat.cli.main import main
@@ -158,6 +158,16 @@ def test_no_space_is_told_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_too_little_memory_for_the_gate_is_told_with_its_figure_before_writing(
+    form: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "free_memory", lambda: 1000)
+    with pytest.raises(ExportError, match=r"takes 0\.0 GB of memory, and 0\.0 GB are free"):
+        export(str(base), form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_tokens_added_to_the_tokenizer_alone_are_refused(base: Path, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([f"<extra{i}>" for i in range(300)])
@@ -247,3 +257,11 @@ def test_a_disk_that_fills_up_while_writing_is_one_clear_message_and_nothing_sta
     assert "No space left on device" in told
     assert "free some space, then run the same command again" in told
     assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_family_goes_through_the_whole_verb(name: str, tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "base", name)
+    verdict = export(str(folder), "gguf", tmp_path / "out", "q8_0").verdict
+    assert verdict.passed
+    assert verdict.tolerance.gap < 1

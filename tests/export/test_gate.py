@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import CHATML
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file, save_file
-from tiny import build_family, write_family
+from tiny import build_family, byte_tokenizer, write_family
 
 from timechat.conversation import Conversation, Message
 from timechat.errors import ExportError
@@ -35,6 +36,8 @@ from timechat.export.gate import (
 from timechat.export.ggufile import QUANTISATIONS
 from timechat.export.readback import open_gguf
 from timechat.export.tolerance import FLOOR, tolerance_for
+from timechat.model.adapt import attach, save_adapter
+from timechat.model.load import digest_folder
 from timechat.stages import export as stage
 from timechat.stages import hearing
 from timechat.stages.export import export
@@ -128,6 +131,74 @@ def test_a_wrong_stop_token_of_a_merged_folder_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(stage.gate, "stops_in_order", lambda renderer: [7])
     refused(base, "merged", "(stop tokens)")
+
+
+def spoil_settings(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]) -> None:
+    """What becomes of a folder after its settings and tokenizer were written."""
+    write = stage.write_settings
+
+    def spoiled(weights: Any, folder: Path, *given: Any) -> None:
+        write(weights, folder, *given)
+        spoil(folder)
+
+    monkeypatch.setattr(stage, "write_settings", spoiled)
+
+
+def swap_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(CHATML.replace("im_start", "turn"))
+
+
+def swap_tokenizer(folder: Path) -> None:
+    template = (folder / "chat_template.jinja").read_text()
+    other = byte_tokenizer(size=400)
+    other.chat_template = template
+    other.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(swap_template, "(template)"), (swap_tokenizer, "(tokenizer): other ids for")],
+)
+def test_a_merged_folder_with_another_template_or_tokenizer_is_refused_by_name(
+    spoil: Callable[[Path], None], words: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_settings(monkeypatch, spoil)
+    refused(base, "merged", words)
+
+
+def corrupt_adapter(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors[min(tensors)][0, 0] += 0.5
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (swap_template, "(template)"),
+        (swap_tokenizer, "(tokenizer): other ids for"),
+        (corrupt_adapter, "the adapter's file changed on its way"),
+    ],
+)
+def test_an_adapter_folder_that_was_damaged_is_refused_by_name(
+    spoil: Callable[[Path], None], words: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned, out = base.parent / "tuned", base.parent / "out"
+    tuned.mkdir()
+    model = build_family("llama")
+    attach(model, 4, 8.0, "all")
+    save_adapter(model, tuned, str(base), digest_folder(base), "all")
+    byte_tokenizer().save_pretrained(tuned)
+    copy = stage._copy_adapter
+
+    def spoiled(source: Any, folder: Path) -> None:
+        copy(source, folder)
+        spoil(folder)
+
+    monkeypatch.setattr(stage, "_copy_adapter", spoiled)
+    with pytest.raises(ExportError, match=re.escape(words)):
+        export(str(tuned), "adapter", out)
+    assert not out.exists()
 
 
 def test_a_model_that_answers_otherwise_is_refused(

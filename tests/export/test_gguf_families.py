@@ -94,9 +94,43 @@ def test_what_a_family_takes_for_granted_is_refused_when_it_is_otherwise(tmp_pat
         ggufile.settings(config)
     with pytest.raises(ExportError, match="opt model cannot be written as GGUF"):
         ggufile.settings(AutoConfig.for_model("opt"))
+    wide = AutoConfig.for_model("qwen2", hidden_size=64, num_attention_heads=4, head_dim=32)
+    with pytest.raises(
+        ExportError, match="heads of 32, and a GGUF file"
+    ):
+        ggufile.settings(wide)
     gemma = AutoConfig.for_model("gemma2", query_pre_attn_scalar=7)
     with pytest.raises(ExportError, match="query_pre_attn_scalar = 7"):
         ggufile.settings(gemma)
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     with pytest.raises(ExportError, match="'dynamic'"):
         ggufile.settings(AutoConfig.for_model("llama", rope_parameters=dynamic))
+
+
+# What openvino-genai's own GGUF reader (2026.4) takes; Llama 3's stretched positions it drops.
+OPENVINO = {"llama": {}, "llama untied": {}, "qwen2": {}, "qwen3": {"head_dim": 64}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
+@pytest.mark.parametrize("name", OPENVINO)
+def test_openvino_genai_answers_the_same_from_the_file(
+    name: str, quantisation: str, tmp_path: Path
+) -> None:
+    genai = pytest.importorskip("openvino_genai", reason="openvino-genai is not installed")
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
+    folder = write_family(tmp_path / "base", name, **sizes, **OPENVINO[name])
+    path = write(folder, quantisation, tmp_path)
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    pipeline = genai.LLMPipeline(str(path), "CPU", DYNAMIC_QUANTIZATION_GROUP_SIZE="0", **exact)
+    asked = genai.GenerationConfig()
+    asked.max_new_tokens, asked.ignore_eos, asked.do_sample = 8, True, False
+    said = pipeline.generate(openvino.Tensor(IDS.numpy()), asked).tokens[0]
+    model = load_gguf(open_gguf(path), torch.float32)
+    ids = IDS
+    for _ in range(8):
+        with torch.no_grad():
+            best = model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, best], 1)
+    assert list(said) == ids[0, IDS.shape[1] :].tolist()

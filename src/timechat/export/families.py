@@ -258,6 +258,14 @@ def family_of(config: PretrainedConfig) -> Family:
                 f"this {kind} model has {name} = {value!r}, and a GGUF file of its family always "
                 f"means {allowed[0]!r}: it would answer otherwise. Export it merged instead."
             )
+    size: Any = getattr(config, "head_dim", None)
+    if size and _HEAD[0] not in family.fields:
+        whole = int(config.hidden_size) // int(config.num_attention_heads)
+        if size != whole:
+            raise ExportError(
+                f"this {kind} model has heads of {size}, and a GGUF file of its family always "
+                f"means {whole} (its width over its heads): export it merged instead"
+            )
     if kind in _LARGEST:
         _check_gemma(config)
     return family

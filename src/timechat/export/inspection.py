@@ -81,7 +81,9 @@ def check_settings_of_folder(folder: Path, renderer: Renderer) -> None:
 def check_folder_ids(
     found: PreTrainedTokenizerBase, renderer: Renderer, questions: Sequence[Sequence[Message]]
 ) -> None:
-    """The folder's own tokenizer gives the evaluated ids for whole conversations and for text."""
+    """The folder's own tokenizer has the evaluated template, and gives the evaluated ids for whole
+    conversations and for text."""
+    check_template(str(cast(Any, found).chat_template), renderer)
     other = Renderer(found)
     for messages in _bearable(renderer, questions):
         if other.prompt(messages) != renderer.prompt(messages):

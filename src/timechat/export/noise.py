@@ -23,7 +23,7 @@ from timechat.errors import ExportError
 from timechat.export.families import family_of
 from timechat.export.ggufile import file_value, plan_slots
 from timechat.export.weights import Weights
-from timechat.model.adapt import merge
+from timechat.model.adapt import merge, output_head
 from timechat.model.quantise import BLOCK, QuantLinear
 
 # Steps between the least and the greatest value of a block, for grids with a zero point, and from
@@ -33,6 +33,8 @@ _AROUND_ZERO = {Kind.Q4_0: 8, Kind.Q5_0: 16, Kind.Q8_0: 127}
 # Bits after the leading one.
 _MANTISSA = {Kind.BF16: 7, Kind.F16: 10, torch.bfloat16: 7, torch.float16: 10}
 _GGUF_BLOCK = 32
+# What files call the output matrix; transformers may call it otherwise once it is loaded.
+_HEADS = ("lm_head", "embed_out")
 
 Steps = Iterable[tuple[str, Tensor]]
 
@@ -64,7 +66,7 @@ def steps_of_bf16(model: PreTrainedModel, within: Sequence[str] = ("",)) -> Step
 def steps_of_base(weights: Weights, bits: int) -> Steps:
     """The codes that a quantised base was held in while its adapter learned."""
     for name, entry in weights.entries.items():
-        if len(entry.shape) == 2 and "embed" not in name and not name.startswith("lm_head"):
+        if len(entry.shape) == 2 and "embed" not in name and "lm_head" not in name:
             value = weights.exact(name)
             flat = nn.functional.pad(value.flatten(), (0, -value.numel() % BLOCK)).view(-1, BLOCK)
             # 4 bits: sixteen values between -1 and 1, evenly spaced at worst where weights lie.
@@ -141,6 +143,9 @@ def _parameter(model: PreTrainedModel, name: str) -> nn.Parameter:
             return cast(nn.Module, model).get_parameter(full)
         except AttributeError:
             continue
+    head: Any = output_head(model)
+    if head is not None and name.split(".")[-2] in _HEADS:
+        return head.weight
     raise ExportError(f"the model has no weight {name}, though its files do")
 
 

@@ -45,6 +45,7 @@ from timechat.stages.target import (
     open_target,
     probed,
     refuse_changed_base,
+    refuse_no_memory,
     refuse_no_space,
     refuse_taken,
     report_of,
@@ -123,6 +124,7 @@ def _write(job: Job, weights: Weights, folder: Path, out: Path, measure: bool) -
     _carry_activation(job, config, weights)
     file = file_of(job, out)
     refuse_no_space(job, weights, config, folder)
+    refuse_no_memory(weights)
     _write_form(job, weights, config, renderer, folder / file)
     say("reading it back and comparing every tensor, the template, the stop tokens and ids")
     _inspect(job, weights, config, renderer, folder / file)

@@ -5,6 +5,7 @@ Writing it and holding it against what was evaluated is `export`'s.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from timechat.errors import ExportError
 from timechat.export.ggufile import plan_slots
 from timechat.export.weights import Weights
 from timechat.model.adapt import BASE_NOTE
-from timechat.model.load import Source, digest_folder
-from timechat.model.machine import free_disk
+from timechat.model.load import Source, digest_folder, pick_dtype
+from timechat.model.machine import free_disk, free_memory
 from timechat.stages.watch import Watcher
 from timechat.store import build_folder, read_json
 
@@ -80,6 +81,19 @@ def refuse_no_space(job: Job, weights: Weights, config: PretrainedConfig, folder
         raise ExportError(
             f"the export takes {needed / 1e9:.1f} GB and {folder.parent} has "
             f"{free_disk(folder) / 1e9:.1f} GB left: free some space or name another --out"
+        )
+
+
+def refuse_no_memory(weights: Weights) -> None:
+    """Writing holds one shard; the gate holds a whole model, the evaluated one or the export."""
+    num_weights = sum(math.prod(entry.shape) for entry in weights.entries.values())
+    needed = num_weights * pick_dtype().itemsize
+    if needed > free_memory():
+        raise ExportError(
+            f"the gate hears the evaluated model and the export, one after the other, which takes "
+            f"{needed / 1e9:.1f} GB of memory, and {free_memory() / 1e9:.1f} GB are free. Writing "
+            "takes one shard at a time, but nothing is exported unheard: free some memory, or "
+            "export where there is more"
         )
 
 
