@@ -95,9 +95,7 @@ def test_what_a_family_takes_for_granted_is_refused_when_it_is_otherwise(tmp_pat
     with pytest.raises(ExportError, match="opt model cannot be written as GGUF"):
         ggufile.settings(AutoConfig.for_model("opt"))
     wide = AutoConfig.for_model("qwen2", hidden_size=64, num_attention_heads=4, head_dim=32)
-    with pytest.raises(
-        ExportError, match="heads of 32, and a GGUF file"
-    ):
+    with pytest.raises(ExportError, match="heads of 32, and a GGUF file"):
         ggufile.settings(wide)
     gemma = AutoConfig.for_model("gemma2", query_pre_attn_scalar=7)
     with pytest.raises(ExportError, match="query_pre_attn_scalar = 7"):

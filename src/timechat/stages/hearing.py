@@ -21,6 +21,7 @@ from timechat.export import gate, noise
 from timechat.export.tolerance import SAME, tolerance_for
 from timechat.export.weights import Weights
 from timechat.model.adapt import BASE_NOTE
+from timechat.model.choose import find_activation, set_activation
 from timechat.model.load import Loaded, Source
 from timechat.model.machine import free_memory
 from timechat.model.render import Renderer
@@ -92,6 +93,9 @@ def find_tolerance(
     if form.name == "adapter":
         return SAME
     noise.fold(loaded.model)
+    if form.name == "gguf" and find_activation(loaded.model) == "gelu":
+        # GGUF's readers know the tanh form alone, which the file therefore means.
+        set_activation(loaded.model, "gelu_pytorch_tanh")
     noise.roughen(loaded.model, _steps(form, weights, loaded.model))
     tick = watcher.track("hearing it with the format's noise", len(lines))
     return tolerance_for(lines, gate.follow(loaded.model, lines, progress=tick))
