@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 Bits = Literal[4, 8]
 # Raised when `graph.py` changes what it writes, so that older folders are built anew.
-FORMAT = 2
+FORMAT = 3
 FAMILIES = ("llama", "mistral", "qwen2")
 
 

@@ -75,17 +75,12 @@ def steps_of_base(weights: Weights, bits: int) -> Steps:
 
 
 def steps_of_engine(model: PreTrainedModel, bits: int) -> Steps:
-    """The groups of 32 in which an engine holds a model's matrices; embedding and head at 8 bits.
-
-    Its cache of keys and values is in bytes too: they are rounded as if by their matrices again.
-    """
+    """The groups of 32 in which an engine holds matrices; embedding and head at 8 bits."""
     for name, parameter in cast(nn.Module, model).named_parameters():
         if parameter.dim() == 2:
             outer = "embed" in name or name.startswith("lm_head")
             kind = Kind.Q8_0 if bits == 8 or outer else Kind.Q4_1
             yield name, step_of(kind, parameter.detach().float().cpu())
-            if ".k_proj." in name or ".v_proj." in name:
-                yield name, step_of(Kind.Q8_0, parameter.detach().float().cpu())
 
 
 def step_of(kind: Kind, value: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from timechat.export import gate
 from timechat.store import read_json, write_json
 
 # Raised when what is asked, or what is allowed, changes.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
