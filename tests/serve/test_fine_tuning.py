@@ -102,6 +102,9 @@ def test_every_refusal_is_a_status_that_clients_do_not_retry(client: OpenAI) -> 
     for given, text in (
         ({"n_epoch": 3}, "n_epochs"),
         ({"n_epochs": -1}, "epochs"),
+        ({"n_epochs": 1.5}, "whole number"),
+        ({"batch_size": "8"}, "whole number"),
+        ({"batch_size": True}, "whole number"),
         ({"learning_rate_multiplier": 0}, "above 0"),
         ({"adapt.rnak": 3}, "did you mean 'rank'"),
         ({"data.train": ["/etc/passwd"]}, "unknown"),

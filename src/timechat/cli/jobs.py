@@ -36,7 +36,11 @@ def open_jobs(state: Path, ledger: str | None) -> Jobs:
 def find_job(jobs: Jobs, name: str) -> Job:
     """The job of that id, or whose id begins so. Raises LedgerError with the nearest."""
     known = {job.id: job for job in jobs.list()}
-    matching = [job for job in known.values() if job.id.removeprefix("ftjob-").startswith(name)]
+    matching = [
+        job
+        for job in known.values()
+        if job.id.removeprefix("ftjob-").startswith(name.removeprefix("ftjob-"))
+    ]
     found = known.get(name) or (matching[0] if len(matching) == 1 else None)
     if found is None:
         raise LedgerError(f"no job {name!r}: {nearest(name, known) if known else 'there is none'}")

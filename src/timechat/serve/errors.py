@@ -7,6 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -93,6 +95,13 @@ def from_engine(error: Exception) -> ApiError:
             return ApiError(503, str(error), code="engine_unavailable", retry_after_s=1.0)
         case UserError():
             return ApiError(400, str(error))
+        case OperationalError() | InterfaceError() | PoolTimeoutError():
+            return ApiError(
+                503,
+                "the database is out of reach for now",
+                code="ledger_unavailable",
+                retry_after_s=1.0,
+            )
         case _:
             return ApiError(500, "the server failed to answer; its log says why")
 
@@ -115,7 +124,8 @@ def handle_errors(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
-    for kind in (ApiError, UserError, BusyError, EngineError, Exception):
+    ledger = (OperationalError, InterfaceError, PoolTimeoutError)
+    for kind in (ApiError, UserError, BusyError, EngineError, *ledger, Exception):
         app.add_exception_handler(kind, refuse)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, plain)

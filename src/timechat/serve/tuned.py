@@ -60,12 +60,12 @@ class Shelf:
                 await self.registry.remove(self._loaded.pop(0))
             try:
                 opened, responder = await asyncio.to_thread(open_tuned, name, Path(found.folder))
+                made_s = found.created_ms // 1000
+                await self.registry.add(Served(name, responder, opened.digest, project, made_s))
             except ModelError as error:
                 raise ApiError(
                     404, f"The model `{name}` cannot be loaded: {error}", code="model_not_found"
                 ) from None
-            served = Served(name, responder, opened.digest, project, found.created_ms // 1000)
-            await self.registry.add(served)
             self._loaded.append(name)
 
     async def forget(self, name: str, project: str) -> bool:

@@ -20,7 +20,7 @@ from timechat.ledger.jobs import Jobs
 from timechat.ledger.keys import valid_keys
 from timechat.ledger.models import Models
 from timechat.model.machine import free_memory
-from timechat.serve import files, jobs, tuned
+from timechat.serve import files, jobs, tuned, uploads
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry
 from timechat.serve.settings import Settings
@@ -28,14 +28,22 @@ from timechat.stages.serve import Opened
 from timechat.stages.worker import Worker
 
 KEYS_S = 2.0
-ROUTERS: tuple[APIRouter, ...] = (files.router, jobs.router, tuned.router)
+ROUTERS: tuple[APIRouter, ...] = (files.router, uploads.router, jobs.router, tuned.router)
+# Beside the bytes of a file come a few lines that say what it is.
+ROOM = 1 << 20
+BOUNDS = {"/v1/files": files.MAX_FILE_BYTES + ROOM, "/v1/uploads": uploads.MAX_PART_BYTES + ROOM}
 
 
 class Tuning:
     """Everything that fine-tuning over HTTP needs, in one folder and its ledger."""
 
     def __init__(
-        self, state: Path, ledger: Ledger, models: Sequence[Opened], say: Callable[[str], None]
+        self,
+        state: Path,
+        ledger: Ledger,
+        models: Sequence[Opened],
+        say: Callable[[str], None],
+        at_once: int = 1,
     ) -> None:
         self.state = state.resolve()
         self.ledger = ledger
@@ -43,7 +51,7 @@ class Tuning:
         self.files = open_files(self.ledger, self.state)
         # What is tuned already is not a base: its adapter would be lost.
         self.bases = {m.name: str(m.source.folder) for m in models if m.source.adapter is None}
-        self.worker = Worker(self.ledger, self.state, memory_bytes=free_memory(), say=say)
+        self.worker = Worker(self.ledger, self.state, at_once, free_memory(), say=say)
         self._stopped = threading.Event()
         self._keys: threading.Thread | None = None
         self._thread = threading.Thread(target=self.worker.run, name="worker", daemon=True)
@@ -80,5 +88,5 @@ class Tuning:
 
 def with_uploads(settings: Settings) -> Settings:
     """The settings with room for files; every other route keeps its small bound."""
-    bounds = {**files.LIMITS, **settings.limits.body_bytes_of}
+    bounds = {**BOUNDS, **settings.limits.body_bytes_of}
     return replace(settings, limits=replace(settings.limits, body_bytes_of=bounds))

@@ -58,6 +58,8 @@ def check_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not 0 < value <= 1000:
                 raise RecipeError(f"{MULTIPLIER} = {value!r}: 'auto' or a number above 0")
+        elif key in OURS and value != "auto" and type(value) is not int:
+            raise RecipeError(f"{key} = {value!r}: 'auto' or a whole number")
         elif key not in kept and ("." not in key or key.startswith(NOT_OPEN)):
             raise RecipeError(f"unknown hyperparameter {key!r} ({nearest(key, _known())})")
         kept[key] = value

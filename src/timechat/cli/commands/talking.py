@@ -65,6 +65,13 @@ def chat(
     type=click.Path(path_type=Path),
     help="Let clients fine-tune; their files and runs are kept in this folder.",
 )
+@click.option(
+    "--at-once",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many fine-tuning jobs train at once, where their plans fit into the memory.",
+)
 def serve(
     models: tuple[str, ...],
     host: str,
@@ -76,6 +83,7 @@ def serve(
     origins: tuple[str, ...],
     ledger: str | None,
     state: Path | None,
+    at_once: int,
 ) -> None:
     """Serve models to every program that speaks OpenAI's API, and to people as a chat page.
 
@@ -103,7 +111,7 @@ def serve(
     if state is not None:
         state.mkdir(parents=True, exist_ok=True)
     kept = open_ledger(ledger or (state / LEDGER_FILE if state else default_ledger()))
-    tuning = Tuning(state, kept, found, say) if state is not None else None
+    tuning = Tuning(state, kept, found, say, at_once) if state is not None else None
     keys.adopt(valid_keys(kept) if state is not None else {})
     settings.check(len(keys))
     run(found, settings, keys, say, ledger=kept, tuning=tuning)
