@@ -37,6 +37,7 @@ def serve(path: str, ledger: str, state: str, base: str, port: int) -> None:
     child.GRACE_S = 0.3  # a fork does not look whether its parent lives
     errand.BEAT_S = worker.LOOK_S = 0.1
     leases.LEASE_MS = 5000
+    errand.MAX_ATTEMPTS = 100  # that it gives up in the end has a test of its own
     command = (sys.executable, "-S", FORGED, path)
     serve_forever(TuningSite(Path(state), ledger, command, Path(base)), port)
 

@@ -23,11 +23,13 @@ import pytest
 from databases import Cluster, find_binaries
 from harness import write_recipe
 from openai import OpenAI
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from timechat.ledger.database import Ledger, open_ledger
 from timechat.ledger.files import open_files
 from timechat.ledger.jobs import Event, Job, Jobs
+from timechat.ledger.tables import job_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 KILLS = 50
@@ -105,6 +107,8 @@ class Scene:
 
     def kill_server(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+        while Path(f"/proc/{self.pid}").exists():  # and with it the port that it holds
+            time.sleep(0.02)
         self.start()
 
     def kill_trainer(self) -> None:
@@ -137,6 +141,18 @@ def patiently(ask: Callable[[], Any]) -> Any:
         except SQLAlchemyError:
             time.sleep(0.1)
     return ask()
+
+
+def let_happen(ledger: Ledger, count: int) -> None:
+    """Wait until so many more events are told, on however slow a machine, or long enough."""
+
+    def told() -> int:
+        with ledger.read() as connection:
+            return int(connection.scalar(select(func.count()).select_from(job_events)) or 0)
+
+    enough, deadline = patiently(told) + count, time.monotonic() + 8
+    while patiently(told) < enough and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def check_story(job: Job, told: list[Event]) -> None:
@@ -203,11 +219,12 @@ def test_fifty_kills_over_a_queue_lose_and_double_nothing(scene: Scene) -> None:
         for count in range(KILLS):
             while patiently(lambda: sum(job.is_open for job in jobs.list())) < OPEN_AT_ONCE:
                 made.append(scene.submit(client, file))
-            time.sleep(chance.uniform(0.1, 4))
+            let_happen(ledger, chance.randrange(10))
+            time.sleep(chance.uniform(0, 0.5))
             blow = chance.choice(blows)
             print(f"{count + 1}: {blow.__name__} after {len(made)} jobs", file=sys.stderr)
             blow()
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while patiently(lambda: any(job.is_open for job in jobs.list())):
             assert time.monotonic() < deadline, [tell(ledger, job)[-1] for job in made]
             time.sleep(0.2)
