@@ -129,7 +129,10 @@ def list_events(
     job: str, request: Request, after: str | None = None, limit: Limit = 20
 ) -> dict[str, Any]:
     """What happened, newest first."""
-    page = _jobs(request)[0].events(_job(request, job).id, after, limit)
+    jobs, project = _jobs(request)
+    page = jobs.events(job, after, limit, project=project)
+    if page is None or not page[0]:
+        _job(request, job)  # 404 where there is none
     if page is None:
         raise ApiError(400, f"no event {after!r} to go on after", param="after")
     return list_row([event_row(event) for event in page[0]], page[1])
