@@ -94,7 +94,7 @@ def test_the_whole_walk_through_a_server_that_is_killed(server: Server, python: 
     ledger = open_ledger(server.state / "ledger.db")
     deadline = time.monotonic() + 600
     while (job := Jobs(ledger).get(first)) is not None and job.status != "running":
-        assert job.is_open, job
+        assert job.is_open, job.error
         assert time.monotonic() < deadline, job
         time.sleep(0.1)
     ledger.close()
