@@ -19,7 +19,7 @@ from typing import Any
 import openai
 from openai import OpenAI
 
-QUICK = {"evaluate.max_questions": 6, "evaluate.max_new_tokens": 4, "train.checkpoint_every": 4}
+QUICK = {"evaluate.max_questions": 6, "evaluate.max_new_tokens": 4}
 
 
 def create(client: OpenAI, model: str, file: str, **more: Any) -> Any:
@@ -64,6 +64,12 @@ def ask(client: OpenAI, model: str) -> None:
     assert said.choices[0].message.role == "assistant"
 
 
+def read(client: OpenAI, file: str) -> str:
+    if hasattr(client.files, "content"):
+        return client.files.content(file).read().decode("utf-8")
+    return client.files.retrieve_content(file)  # all that the first releases had
+
+
 def follow(client: OpenAI, job: Any) -> Any:
     """The job to its end, and all that it leaves."""
     done = finish(client, job.id)
@@ -75,10 +81,10 @@ def follow(client: OpenAI, job: Any) -> Any:
     assert len({event.id for event in events}) == len(events) > 10
     assert events[-1].message == f"Created fine-tuning job: {job.id}"
     assert events[0].message == "The job has successfully completed"
-    curve = client.files.content(done.result_files[0]).read().decode("utf-8").splitlines()
+    curve = read(client, done.result_files[0]).splitlines()
     assert curve[0].startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_acc")
     assert [line.split(",")[0] for line in curve[1:]] == [str(n + 1) for n in range(len(curve) - 1)]
-    report = json.loads(client.files.content(done.result_files[1]).read())
+    report = json.loads(read(client, done.result_files[1]))
     assert len(report["checks"]) == 6
     assert report["verdict"] in ("improved", "not_improved", "inconclusive")
     return done
