@@ -7,6 +7,9 @@ strings, token counts, admission. HTTP and conversations that last are built on 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -149,6 +152,9 @@ class LocalResponder:
         self.scribe = scribe
         self.tokenizer = tokenizer
         self.admission = Admission(max_waiting)
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -164,7 +170,11 @@ class LocalResponder:
         self.admission.open(self.capabilities.kv_tokens)
 
     async def drain(self, deadline_s: float) -> bool:
-        return await self.engine.drain(deadline_s)
+        """Let what was asked end, what waits for a place too; whether all of it did in time."""
+        begun = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), deadline_s)
+        return await self.engine.drain(max(0.0, deadline_s - (time.monotonic() - begun)))
 
     async def stop(self) -> None:
         await self.engine.stop()
@@ -173,6 +183,18 @@ class LocalResponder:
     async def reply(self, ask: Ask) -> AsyncGenerator[Piece]:
         if not self.engine.ready:
             raise EngineError("the engine is not taking requests")
+        self._running += 1
+        self._idle.clear()
+        try:
+            async with contextlib.aclosing(self._reply(ask)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def _reply(self, ask: Ask) -> AsyncGenerator[Piece]:
         self._check(ask)
         prompt, notice = await self._prompt(ask)
         room = self._room(ask, len(prompt))

@@ -18,6 +18,7 @@ from starlette.middleware import Middleware
 from timechat.serve import chat, completions, health, metrics, models
 from timechat.serve.conversations import Conversations
 from timechat.serve.errors import handle_errors
+from timechat.serve.follow import Follower
 from timechat.serve.guard import Guard
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry
@@ -69,6 +70,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.registry = registry
+    app.state.follower = Follower(registry)
     app.state.settings = settings
     app.state.keys = keys
     app.state.running = Counter()

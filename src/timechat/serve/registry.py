@@ -12,6 +12,9 @@ from timechat.engine.responder import Responder
 from timechat.errors import nearest
 from timechat.serve.errors import ApiError
 
+# How long a version that lost its name still takes what was asked of it a moment before.
+GRACE_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -52,13 +55,14 @@ class Shelf(Protocol):
 class Registry:
     """Names to models. A model is immutable: a new version takes over its name."""
 
-    def __init__(self, drain_s: float = 30.0) -> None:
+    def __init__(self, drain_s: float = 30.0, retire_s: float = 600.0) -> None:
         self.drain_s = drain_s
+        self.retire_s = retire_s
         self.draining = False
         self.shelf: Shelf | None = None
         self.loading: set[str] = set()
         self._models: dict[str, Served] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], Responder] = {}
 
     def __iter__(self) -> Iterator[Served]:
         return iter(list(self._models.values()))
@@ -114,18 +118,29 @@ class Registry:
             self._retire(former)
 
     def _retire(self, former: Served) -> None:
+        """Let what runs on a former version end there, however long it takes within bounds."""
+
         async def leave() -> None:
-            await former.responder.drain(self.drain_s)
+            # Who has just looked the name up still gets an answer here.
+            await asyncio.sleep(GRACE_S)
+            await former.responder.drain(self.retire_s)
             await former.responder.stop()
 
         task = asyncio.create_task(leave())
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._leaving[task] = former.responder
+        task.add_done_callback(lambda done: self._leaving.pop(done, None))
 
     async def close(self, drain_s: float | None = None) -> None:
         """No new requests; running ones get `drain_s`; then everything ends."""
         self.draining = True
         deadline = self.drain_s if drain_s is None else drain_s
         responders = {id(model.responder): model.responder for model in self}.values()
-        await asyncio.gather(*(one.drain(deadline) for one in responders))
-        await asyncio.gather(*(one.stop() for one in responders), *self._leaving)
+        both = (*responders, *self._leaving.values())
+        await asyncio.gather(*(one.drain(deadline) for one in both))
+        leaving = dict(self._leaving)
+        if leaving:  # those have had the same time by now
+            for task in leaving:
+                task.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+        everyone = (*responders, *leaving.values())
+        await asyncio.gather(*(one.stop() for one in everyone))

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 
 from timechat.ledger.database import Ledger
 from timechat.serve.app import create_app
+from timechat.serve.follow import Follower
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry, Served
 from timechat.serve.settings import Settings
@@ -74,6 +75,8 @@ async def _run(
     if tuning is not None:
         settings, routers = with_uploads(settings), (*routers, *ROUTERS)
     app = create_app(registry, settings, keys, routers)
+    follower: Follower = app.state.follower
+    follower.say = say
     if ledger is not None:
         mount_studio(app, ledger)
     if tuning is not None:
@@ -92,8 +95,9 @@ async def _run(
     )
     server = Server(config, registry, settings.limits.drain_s)
     loading = asyncio.create_task(
-        _load(models, registry, settings, server, say, ledger is not None)
+        _load(models, registry, settings, server, say, ledger is not None, follower)
     )
+    following = asyncio.create_task(follower.follow())
     serving = asyncio.create_task(server.serve())
     try:
         await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -101,11 +105,14 @@ async def _run(
             server.should_exit = True
         await serving
     finally:
+        following.cancel()
+        if ledger is not None:
+            await asyncio.to_thread(app.state.desk.lessons.close)
         if tuning is not None:
             await asyncio.to_thread(tuning.stop)
         if not loading.done():
             loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        await asyncio.gather(loading, following, return_exceptions=True)
     if not loading.cancelled():
         loading.result()
 
@@ -117,12 +124,14 @@ async def _load(
     server: Server,
     say: Callable[[str], None],
     has_pages: bool,
+    follower: Follower,
 ) -> None:
     registry.loading = {opened.name for opened in models}
     for opened in models:
         responder = await asyncio.to_thread(open_model, opened)
         details = {"run": str(opened.run)} if opened.run else {}
         await registry.add(Served(opened.name, responder, opened.digest, details=details))
+        follower.watch(opened)
         registry.loading.discard(opened.name)
         able = responder.capabilities
         note = f" ({able.note})" if able.note else ""

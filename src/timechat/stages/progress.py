@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from timechat.errors import RunError
 from timechat.records import Plan, StepRecord
 from timechat.stages.watch import Watcher
 from timechat.store import read_json, write_json
@@ -79,5 +80,7 @@ class Told(Watcher):
 
 def read_progress(folder: Path) -> dict[str, Any] | None:
     """What is being done below `folder`, or None where nothing is."""
-    file = folder / PROGRESS
-    return read_json(file) if file.is_file() else None
+    try:
+        return read_json(folder / PROGRESS)
+    except RunError:  # gone, or going at this moment
+        return None

@@ -103,6 +103,14 @@ def go_back(run: Path) -> str:
         return version.parent
 
 
+def put_back(run: Path, checkpoint: str) -> None:
+    """Let `checkpoint` answer again: what was taken in its place cannot be loaded."""
+    with owned(run):
+        was = in_use(run)
+        _answer_from(run, checkpoint)
+        note(run, "switched", to=checkpoint, was=was)
+
+
 def parents(run: Path) -> set[str]:
     """The checkpoints that a version was made from: the way back leads there."""
     return {version.parent for version in versions(run)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from serve.conftest import Site, build_responder, build_site, listening, says
 from serve.studio.conftest import with_studio
+from serve.studio.story import RIGHT, WRONG, build_story
 from serve.studio.test_studio_api import build_run, serve_as_run
 from timechat.engine.fake import FakeEngine
 from timechat.engine.protocol import Request
@@ -45,7 +48,7 @@ ATTACKS = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[api.Browser]:
-    api.expect.set_options(timeout=20_000)
+    api.expect.set_options(timeout=60_000)
     with api.sync_playwright() as play:
         opened = play.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield opened
@@ -56,17 +59,22 @@ def browser() -> Iterator[api.Browser]:
 def page(browser: api.Browser) -> Iterator[api.Page]:
     """A page on which a script's error, a refused policy or a foreign request is a failure."""
     context = browser.new_context(viewport={"width": 1200, "height": 800})
-    opened = context.new_page()
-    opened.set_default_timeout(20_000)
     faults: list[str] = []
-    opened.on("pageerror", lambda error: faults.append(str(error)))
-    opened.on(
-        "request",
-        lambda r: "evil.example" in r.url and faults.append(f"asked {r.url}"),
-    )
-    yield opened
+    context.on("page", lambda opened: watch(opened, faults))
+    yield context.new_page()
     context.close()
     assert faults == []
+
+
+def watch(page: api.Page, faults: list[str]) -> None:
+    """Put down a script's error, and any request that does not go to this machine."""
+    page.set_default_timeout(60_000)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda r: is_foreign(r.url) and faults.append(f"asked {r.url}"))
+
+
+def is_foreign(address: str) -> bool:
+    return not address.startswith(("http://127.0.0.1:", "data:", "blob:", "about:"))
 
 
 def send(page: api.Page, words: str) -> None:
@@ -167,7 +175,7 @@ def test_nothing_that_a_model_writes_is_executed_or_fetched(tmp_path: Path, page
     with listening(site) as address:
         page.goto(address)
         send(page, ATTACKS[0])
-        api.expect(page.locator(".facts").first).to_contain_text("first word", timeout=20_000)
+        api.expect(page.locator(".facts").first).to_contain_text("first word")
         assert page.evaluate("window.hacked") is None
         assert page.locator(".words :is(script, img, iframe, svg, style, form, meta)").count() == 0
         hrefs = page.eval_on_selector_all(".words a", "nodes => nodes.map(n => n.href)")
@@ -199,3 +207,119 @@ def test_the_runs_page_draws_the_curve_and_the_six_checks(
         api.expect(page.get_by_text("all rows")).to_be_visible()
         page.get_by_role("link", name="chat with it").click()
         api.expect(page.locator("#model")).to_have_value("shop")
+
+
+def test_a_wrong_answer_is_corrected_learned_switched_to_and_taken_back(
+    tmp_path: Path, page: api.Page
+) -> None:
+    site, _ = build_story(tmp_path, step_s=0.5)
+    with listening(site) as address:
+        page.goto(address)
+        send(page, "When do you open?")
+        api.expect(page.get_by_role("log")).to_contain_text(WRONG)
+        page.get_by_title("Write a better answer").click()
+        page.get_by_label("What should it have said?").fill(RIGHT)
+        page.get_by_label("The fact itself").fill("9:30")
+        page.get_by_label("Other ways to ask").fill("What time do you open?")
+        shot(page, "correct")
+        page.get_by_role("button", name="Save correction").click()
+        api.expect(page.get_by_role("status")).to_contain_text("learn from it")
+        page.get_by_role("link", name="Corrections").click()
+        api.expect(page.locator("#learn-what")).to_contain_text("1 correction of shop stands")
+        page.get_by_role("button", name="Learn from them").click()
+        api.expect(page.locator("#learn-doing")).to_contain_text("learning")
+        page.get_by_role("button", name="Switch to version 1").click()
+        api.expect(page.locator("#learn-status")).to_contain_text("answers now")
+        api.expect(page.locator("#learn-what")).to_contain_text("Version 1 answers")
+        for words in ("Corrections in other words", "Earlier test set", "General ability"):
+            api.expect(page.get_by_role("region", name="Three sets")).to_contain_text(words)
+        page.locator("#learning").scroll_into_view_if_needed()
+        shot(page, "learned")
+        page.get_by_role("link", name="Chat").click()
+        send(page, "What time do you open?")
+        api.expect(page.get_by_role("log")).to_contain_text(RIGHT)
+        page.get_by_role("link", name="Corrections").click()
+        page.get_by_role("button", name="Back to the version before").click()
+        api.expect(page.locator("#learn-what")).to_contain_text("as it was trained")
+        page.get_by_role("link", name="Chat").click()
+        send(page, "What time do you open?")
+        api.expect(page.get_by_role("log")).to_contain_text(WRONG)
+
+
+def test_two_tabs_talk_at_once_and_both_conversations_are_kept(
+    studio: Site, page: api.Page
+) -> None:
+    with listening(studio) as address:
+        other = page.context.new_page()
+        for tab in (page, other):
+            tab.goto(address)
+        send(page, "From the first tab")
+        send(other, "From the second tab")
+        for tab in (page, other):
+            api.expect(tab.get_by_role("log")).to_contain_text("friend")
+            api.expect(tab.locator(".facts")).to_contain_text("first word")
+        page.reload()
+        entries = page.locator("#conversations .open")
+        api.expect(entries).to_have_count(2)
+        assert set(entries.all_inner_texts()) == {"From the first tab", "From the second tab"}
+
+
+def test_the_dark_of_the_system_is_the_dark_of_the_page(studio: Site, page: api.Page) -> None:
+    with listening(studio) as address:
+        shades: list[int] = []
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.goto(address)
+            colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            shades.append(sum(map(int, re.findall(r"\d+", colour))))
+        assert shades[1] < 150 < 600 < shades[0]
+
+
+def test_the_policy_lets_in_no_inline_script_and_no_foreign_host(
+    studio: Site, page: api.Page
+) -> None:
+    with listening(studio) as address:
+        for path in ("/", "/queue", "/runs"):
+            answer = page.goto(f"{address}{path}")
+            assert answer is not None
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            refused = page.evaluate(
+                """() => new Promise((done) => {
+                  const tell = (e) => done(e.violatedDirective);
+                  document.addEventListener("securitypolicyviolation", tell);
+                  const script = document.createElement("script");
+                  script.textContent = "window.hacked = 1";
+                  document.body.append(script);
+                })"""
+            )
+            assert refused.startswith("script-src")
+            assert page.evaluate("window.hacked") is None
+            assert page.locator("[style], [onclick], script:not([src])").count() <= 1
+
+
+def test_thirty_pages_opened_and_closed_leave_nothing_open(
+    studio: Site, browser: api.Browser
+) -> None:
+    with listening(studio) as address:
+        context = browser.new_context()
+        before = 0
+        for i in range(30):
+            tab = context.new_page()
+            tab.goto(address, wait_until="commit")
+            tab.close()
+            if i == 5:
+                before = handles()
+        context.close()
+        assert handles() <= before + 5
+
+
+def shot(page: api.Page, name: str) -> None:
+    """A picture for the docs, where `TIMECHAT_SHOTS` names a folder for them."""
+    if folder := os.environ.get("TIMECHAT_SHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.jpg", type="jpeg", quality=70)
+
+
+def handles() -> int:
+    return len(os.listdir("/proc/self/fd"))

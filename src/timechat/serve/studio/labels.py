@@ -5,6 +5,7 @@ Everything lands in the queue of the model's run, which `timechat annotate` work
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,9 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from timechat.conversation import Message
+from timechat.evals.scorers import contains
 from timechat.ledger.annotation import Answer, Item, Judgement, Queue
+from timechat.serve.errors import ApiError
 from timechat.serve.gate import gate_of
 from timechat.serve.studio.desk import Part, desk_of
 from timechat.stages.annotate import measure_agreement
@@ -48,6 +51,7 @@ class Correction(Said):
     answer: Text
     verdict: Literal["good", "bad", "correct"]
     value: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    fact: Annotated[str, Field(max_length=500)] = ""
     others: Annotated[list[Text], Field(default_factory=list, max_length=20)]
 
 
@@ -70,9 +74,14 @@ class Judged(Person):
 
 
 @router.post("/studio/corrections", status_code=201)
-def correct(body: Correction, request: Request) -> dict[str, int]:
-    """Keep what was said of an answer; other ways to ask become items of their own beside it."""
-    said = Judgement(0, body.author, VERDICTS[body.verdict], body.value)
+async def correct(body: Correction, request: Request) -> dict[str, int]:
+    """Keep what was said of an answer; other ways to ask become items of their own beside it.
+
+    `fact` is what must be in a right answer, in a few words; it stands in the judgement's note.
+    """
+    if body.fact and not contains(body.value or "", [body.fact]):
+        raise ApiError(400, "the better answer does not hold the fact", param="fact")
+    said = Judgement(0, body.author, VERDICTS[body.verdict], body.value, note=body.fact)
     answer = Answer(body.answer, body.model)
     item = Item(
         "judge", body.messages, (answer,), group=body.conversation, source="chat", said=(said,)
@@ -81,53 +90,62 @@ def correct(body: Correction, request: Request) -> dict[str, int]:
     for words in body.others:
         prompt = (*item.prompt[:-1], Message("user", words))
         items.append(replace(item, prompt=prompt, answers=()))
-    return {"added": _queue(body.model, request).add(items)}
+    return {"added": await asyncio.to_thread((await _queue(body.model, request)).add, items)}
 
 
 @router.post("/studio/picks", status_code=201)
-def pick(body: Pick, request: Request) -> dict[str, int]:
+async def pick(body: Pick, request: Request) -> dict[str, int]:
     """Keep which of two answers was the better one."""
     answers = tuple(map(Answer, body.answers, body.origins))
     said = Judgement(0, body.author, ("first", "second")[body.picked])
     item = Item(
         "choose", body.messages, answers, group=body.conversation, source="chat", said=(said,)
     )
-    return {"added": _queue(body.model, request).add([item])}
+    return {"added": await asyncio.to_thread((await _queue(body.model, request)).add, [item])}
 
 
 @router.post("/studio/queue/claim")
-def claim(body: Person, request: Request) -> dict[str, Any]:
+async def claim(body: Person, request: Request) -> dict[str, Any]:
     """The next thing to judge for this person, and how far the queue is."""
-    queue = _queue(body.model, request)
-    return _shown(queue, queue.claim(body.annotator), body.annotator)
+    return await asyncio.to_thread(_next, await _queue(body.model, request), body.annotator)
 
 
 @router.post("/studio/queue/answer")
-def answer(body: Judged, request: Request) -> dict[str, Any]:
+async def answer(body: Judged, request: Request) -> dict[str, Any]:
     """Keep a judgement, and give the next thing to judge."""
-    queue = _queue(body.model, request)
+    return await asyncio.to_thread(_judge, await _queue(body.model, request), body)
+
+
+@router.post("/studio/queue/undo")
+async def undo(body: Person, request: Request) -> dict[str, Any]:
+    """Take this person's latest judgement back and show its item again."""
+    queue = await _queue(body.model, request)
+    item = await asyncio.to_thread(queue.undo, body.annotator)
+    return await asyncio.to_thread(_shown, queue, item, body.annotator)
+
+
+@router.get("/studio/queue/agreement")
+async def agreement(model: str, request: Request) -> dict[str, Any]:
+    found = await asyncio.to_thread(measure_agreement, await _queue(model, request))
+    return {"agreement": [asdict(one) for one in found]}
+
+
+async def _queue(model: str, request: Request) -> Queue:
+    served = await gate_of(request).find(model)
+    return await asyncio.to_thread(desk_of(request).queue_of, served)
+
+
+def _next(queue: Queue, annotator: str) -> dict[str, Any]:
+    return _shown(queue, queue.claim(annotator), annotator)
+
+
+def _judge(queue: Queue, body: Judged) -> dict[str, Any]:
     found = next((one for one in queue.items() if one.id == body.item), None)
     verdict = body.verdict
     if found is not None and found.shown_order(body.annotator)[:1] == (1,):
         verdict = OTHER_SIDE.get(verdict, verdict)
     queue.answer(Judgement(body.item, body.annotator, verdict, body.value, seconds=body.seconds))
-    return _shown(queue, queue.claim(body.annotator), body.annotator)
-
-
-@router.post("/studio/queue/undo")
-def undo(body: Person, request: Request) -> dict[str, Any]:
-    """Take this person's latest judgement back and show its item again."""
-    queue = _queue(body.model, request)
-    return _shown(queue, queue.undo(body.annotator), body.annotator)
-
-
-@router.get("/studio/queue/agreement")
-def agreement(model: str, request: Request) -> dict[str, Any]:
-    return {"agreement": [asdict(one) for one in measure_agreement(_queue(model, request))]}
-
-
-def _queue(model: str, request: Request) -> Queue:
-    return desk_of(request).queue_of(gate_of(request).model(model))
+    return _next(queue, body.annotator)
 
 
 def _shown(queue: Queue, item: Item | None, annotator: str) -> dict[str, Any]:

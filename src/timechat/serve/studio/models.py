@@ -30,13 +30,17 @@ def list_models(request: Request) -> dict[str, Any]:
         if model.name not in earlier:
             run = run_of(model)
             rows.append({"name": model.name, "steps": kept_steps(run) if run else []})
+    if gate.registry.shelf is not None:  # tuned models, loaded when they are asked
+        known = {row["name"] for row in rows}
+        waiting = (row["id"] for row in gate.registry.shelf.rows(gate.caller.project))
+        rows += [{"name": name, "steps": []} for name in waiting if name not in known]
     return {"models": rows}
 
 
 @router.post("/studio/models")
 async def open_step(body: Step, request: Request) -> dict[str, str]:
     """Load a run as it was at a step, if it is not yet; returns the name it answers to."""
-    model = gate_of(request).model(body.model)
+    model = await gate_of(request).find(body.model)
     run = run_of(model)
     if run is None:
         raise ApiError(400, f"{body.model} is no run: it has no checkpoints", param="model")

@@ -222,24 +222,24 @@ function busy(on) {
 
 // ---- corrections
 
-async function judge(one, index, verdict, value = null, others = []) {
+async function judge(one, index, verdict, value = null, others = [], fact = "") {
   const conversation = state.conversation;
   const prompt = history({ ...conversation, turns: conversation.turns.slice(0, index) });
   await call("POST", "/studio/corrections", {
-    conversation: conversation.id, model: one.model, prompt, answer: one.content, verdict, value, others,
+    conversation: conversation.id, model: one.model, prompt, answer: one.content, verdict, value, others, fact,
   });
-  say(verdict === "correct" ? "Saved: it is on the Corrections page now." : "Noted.");
+  say(verdict === "correct" ? "Saved. On the Corrections page the model can learn from it." : "Noted.");
 }
 
 function correct(one, index) {
   const question = state.conversation.turns[index - 1]?.content ?? "";
   at("correct-question").textContent = question;
   at("better").value = one.content;
-  at("others").value = "";
+  at("others").value = at("fact").value = "";
   at("correct").onclose = () => {
     if (at("correct").returnValue !== "save") return;
     const others = at("others").value.split("\n").map((s) => s.trim()).filter(Boolean);
-    attempt(() => judge(one, index, "correct", at("better").value.trim(), others));
+    attempt(() => judge(one, index, "correct", at("better").value.trim(), others, at("fact").value.trim()));
   };
   at("correct").returnValue = "";
   at("correct").showModal();

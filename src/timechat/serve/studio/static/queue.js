@@ -22,7 +22,10 @@ async function ask(path, body = {}) {
   }
   show(await call("POST", `/studio/queue/${path}`, { ...person(), ...body }));
   say("");
-  if (path !== "claim") await showAgreement();
+  if (path !== "claim") {
+    document.dispatchEvent(new Event("judged"));
+    await showAgreement();
+  }
 }
 
 function answer(verdict, value) {
@@ -110,7 +113,10 @@ at("model").addEventListener("change", () => attempt(() => ask("claim").then(sho
 async function begin() {
   const { models } = await call("GET", "/studio/models");
   at("model").replaceChildren(...models.map((m) => new Option(m.name, m.name)));
+  const asked = new URLSearchParams(location.search).get("model");
+  if (models.some((m) => m.name === asked)) at("model").value = asked;
   at("annotator").value = localStorage.getItem("annotator") ?? "";
+  at("model").dispatchEvent(new Event("models"));
   await ask("claim");
   if (models.length) await showAgreement();
 }
