@@ -318,7 +318,7 @@ def test_thirty_pages_opened_and_closed_leave_nothing_open(
 def shot(page: api.Page, name: str) -> None:
     """A picture for the docs, where `TIMECHAT_SHOTS` names a folder for them."""
     if folder := os.environ.get("TIMECHAT_SHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.jpg", type="jpeg", quality=70)
+        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def handles() -> int:
