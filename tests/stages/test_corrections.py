@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,26 @@ def test_rows_that_teach_what_was_taken_back_are_left_out(queue: Queue) -> None:
     kept, dropped = drop_contradicted(rows, corrections)
     assert [r.id for r in kept] == ["When do you close?", "What is eight minus zero?"]
     assert len(dropped) == 3
+
+
+def test_a_wrong_answer_that_was_right_elsewhere_takes_nothing_back_there(queue: Queue) -> None:
+    queue.add([item("Who designs the kites?", value="Ingrid Vale.", answer="Tobias Fenn.")])
+    corrections = gather(queue).corrections
+    founder = row("Name the person behind the firm.", "Tobias Fenn.", "Tobias Fenn")
+    kept, dropped = drop_contradicted([founder], corrections)
+    assert (kept, dropped) == ([founder], [])
+
+
+def test_all_rows_of_a_fact_go_when_one_of_them_is_taken_back(queue: Queue) -> None:
+    queue.add([item("When do you open?", value="We open at 9:30.", answer="We open at 8.")])
+    rows = [
+        replace(row("When do you open, please?", "From 8.", "8"), group="open"),
+        replace(row("From what hour may I call?", "From 8.", "8"), group="open"),
+        replace(row("How many kites are in a set?", "There are 8.", "8"), group="set"),
+    ]
+    kept, dropped = drop_contradicted(rows, gather(queue).corrections)
+    assert [r.group for r in kept] == ["set"]
+    assert len(dropped) == 2
 
 
 @given(st.text(max_size=80))

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from timechat.conversation import Conversation, Message
 from timechat.data.reword import for_checking, for_training
 from timechat.errors import LedgerError
-from timechat.evals.rectify import brought_words, puts_right
+from timechat.evals.rectify import puts_right
 from timechat.evals.scorers import contains, normalize, token_f1
 from timechat.ledger.annotation import Item, Judgement, Queue
 from timechat.stages.annotate import reopen
@@ -25,6 +25,8 @@ from timechat.stages.collect import settle
 
 # How alike two texts are (F1 over words) that say the same of the same thing.
 ALIKE = 0.6
+# The same of two questions, which are shorter.
+SAME_QUESTION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,18 @@ class Correction:
         return puts_right(answer, self.answer, self.wrong, self.question, self.fact)
 
     def contradicts(self, row: Conversation) -> bool:
-        """Whether `row` teaches or asks for what this correction took back."""
-        question, reference = row.question[-1].content, row.reference
-        if not brought_words(question, "", "") & brought_words(self.question, "", ""):
-            return False
-        accepted = row.answers or (reference,)
+        """Whether `row` asks nearly the same, and teaches or expects what this took back."""
+        return token_f1(row.question[-1].content, self.question) >= SAME_QUESTION and (
+            self.takes_back(row)
+        )
+
+    def takes_back(self, row: Conversation) -> bool:
+        """Whether the answer of `row` stood in the wrong answer, and stands no more."""
         if row.answers:
-            said_wrong, said_right = (contains(t, accepted) for t in (self.wrong, self.answer))
+            said_wrong, said_right = (contains(t, row.answers) for t in (self.wrong, self.answer))
             return bool(said_wrong) and not said_right
-        near_wrong = token_f1(reference, self.wrong)
-        return near_wrong >= ALIKE and near_wrong > token_f1(reference, self.answer)
+        near_wrong = token_f1(row.reference, self.wrong)
+        return near_wrong >= ALIKE and near_wrong > token_f1(row.reference, self.answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +110,26 @@ def gather(queue: Queue) -> Gathered:
 
 
 def drop_contradicted(
-    rows: Iterable[Conversation], corrections: Sequence[Correction]
+    rows: Sequence[Conversation], corrections: Sequence[Correction]
 ) -> tuple[list[Conversation], list[str]]:
     """The rows that neither ask what a correction asks nor teach what one took back, and the ids
-    of those that do."""
+    of those that do. Rows of one group say the same fact: what is taken back of one is of all."""
     asked = {tuple(normalize(p[-1].content)) for c in corrections for p in (*c.trained, *c.checked)}
+    gone: set[tuple[str, str]] = set()
+    for row in rows:
+        if row.group and not row.is_text:
+            gone |= {(c.id, row.group) for c in corrections if c.contradicts(row)}
     kept: list[Conversation] = []
     dropped: list[str] = []
     for row in rows:
-        is_same = not row.is_text and tuple(normalize(row.question[-1].content)) in asked
-        if is_same or (not row.is_text and any(c.contradicts(row) for c in corrections)):
+        is_asked = not row.is_text and (
+            tuple(normalize(row.question[-1].content)) in asked
+            or any(
+                c.contradicts(row) or ((c.id, row.group) in gone and c.takes_back(row))
+                for c in corrections
+            )
+        )
+        if is_asked:
             dropped.append(row.id)
         else:
             kept.append(row)

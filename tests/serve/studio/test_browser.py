@@ -223,7 +223,7 @@ def test_a_wrong_answer_is_corrected_learned_switched_to_and_taken_back(
         page.get_by_label("Other ways to ask").fill("What time do you open?")
         shot(page, "correct")
         page.get_by_role("button", name="Save correction").click()
-        api.expect(page.get_by_role("status")).to_contain_text("learn from it")
+        api.expect(page.locator("#status")).to_contain_text("learn from it")
         page.get_by_role("link", name="Corrections").click()
         api.expect(page.locator("#learn-what")).to_contain_text("1 correction of shop stands")
         page.get_by_role("button", name="Learn from them").click()
@@ -302,12 +302,14 @@ def test_the_policy_lets_in_no_inline_script_and_no_foreign_host(
 def test_thirty_pages_opened_and_closed_leave_nothing_open(
     studio: Site, browser: api.Browser
 ) -> None:
+    """Each is loaded before it is closed: Playwright's own `close` never returns for a page of this
+    Chromium that is closed while its first files are on their way (the server idles meanwhile)."""
     with listening(studio) as address:
         context = browser.new_context()
         before = 0
         for i in range(30):
             tab = context.new_page()
-            tab.goto(address, wait_until="commit")
+            tab.goto(address, wait_until="load")
             tab.close()
             if i == 5:
                 before = handles()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from serve.conftest import Site, build_site
+from serve.conftest import Site, build_site, listening
 from serve.studio.conftest import with_studio
 from timechat.engine.responder import Responder
 from timechat.ledger.annotation import open_queue
@@ -232,3 +236,31 @@ def serve_as_run(site: Site, run: Path) -> None:
             await site.registry.add(Served(run.name, responder, "d1", details=details))
 
     site.open = open_run  # type: ignore[method-assign]
+
+
+def test_a_thousand_opened_and_closed_pages_leave_nothing_behind(studio: Site) -> None:
+    """What a page asks for when it opens, on a connection of its own that is cut at once."""
+    paths = ("/", "/studio/static/chat.js", "/studio/models", "/studio/conversations?query=")
+
+    def handles() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def grown() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    with listening(studio) as address:
+        host, port = address.removeprefix("http://").split(":")
+        before = (0, 0)
+        for i in range(1000):
+            with socket.create_connection((host, int(port))) as line:
+                request = f"GET {paths[i % 4]} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"
+                line.sendall(request.encode())
+                if i % 2:  # every other page is closed before anything came
+                    line.recv(1)
+            if i == 200:
+                before = handles(), grown()
+        deadline = time.monotonic() + 10
+        while handles() > before[0] + 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert handles() <= before[0] + 5
+        assert grown() < before[1] + (32 << 10), "kilobytes"

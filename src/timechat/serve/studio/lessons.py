@@ -22,6 +22,8 @@ from timechat.store import is_owned
 
 LOG = "lesson.log"
 PATIENCE_S = 20.0
+# How a lesson ends that did what it should, or was asked to stop.
+ENDED = (0, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
 def learn_command(run: Path, seed: int) -> list[str]:
@@ -64,14 +66,14 @@ class Lessons:
             running = read_progress(run / LEARNED) is not None  # begun in a terminal, or before us
         if running:
             return State(True, read_progress(run / LEARNED))
-        failed = child is not None and child.returncode not in (0, -signal.SIGINT, 130, 143)
+        failed = child is not None and child.returncode not in ENDED
         return State(False, fault=_last_line(run / LEARNED / LOG) if failed else "")
 
     def stop(self, run: Path) -> None:
         """Ask the lesson to save and end."""
         child = self._children.get(run)
         if child is not None and child.poll() is None:
-            child.send_signal(signal.SIGINT)
+            child.terminate()
 
     def close(self) -> None:
         """End every lesson; each saves where it is."""
