@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ def studio(tmp_path: Path) -> Site:
 def locked(tmp_path: Path) -> Site:
     """The same, where a key is needed."""
     return with_studio(build_site(keys=Keys(["sk-right"])), tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left() -> Iterator[None]:
+    """Every lesson that a test began ends with it."""
+    yield
+    from serve.studio.story import BEGUN
+
+    while BEGUN:
+        BEGUN.pop().close()
 
 
 def with_studio(site: Site, folder: Path) -> Site:

@@ -13,8 +13,11 @@ from timechat.engine.fake import FakeEngine
 from timechat.manifest import write_manifest
 from timechat.model.load import Source
 from timechat.serve.registry import Served
+from timechat.serve.studio.lessons import Lessons
 from timechat.stages.serve import Opened
 
+# Whose children the fixture of this folder ends.
+BEGUN: list[Lessons] = []
 WRONG, RIGHT = "At 8.", "At 9:30."
 # What `timechat learn` leaves, without the learning: a checkpoint, progress on the way, a version.
 LESSON = """
@@ -69,6 +72,7 @@ def build_story(
     os.symlink("checkpoints/step-000020", run / "best")
     site = with_studio(build_site(), folder)
     desk, follower = site.app.state.desk, site.app.state.follower
+    BEGUN.append(desk.lessons)
     desk.lessons.command = lambda run, seed: [
         sys.executable, "-c", LESSON, str(run), decision, str(step_s),
     ]  # fmt: skip
