@@ -81,7 +81,9 @@ function undoRow() {
 }
 
 async function showAgreement() {
-  const { agreement } = await call("GET", `/studio/queue/agreement?model=${encodeURIComponent(at("model").value)}`);
+  const found = await call("GET", `/studio/queue/agreement?model=${encodeURIComponent(at("model").value)}`);
+  // With one judge, or nothing judged by two, a coefficient has no value.
+  const agreement = found.agreement.filter((one) => one.value !== null);
   if (!agreement.length) {
     at("agreement").replaceChildren(make("p", { className: "who" }, "Shown once two people have judged the same things."));
     return;
