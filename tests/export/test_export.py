@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from timechat.cli.main import main
 from timechat.conversation import Conversation, Message
 from timechat.errors import ExportError, UserError
-from timechat.model.adapt import adapters, attach, save_adapter
+from timechat.model.adapt import adapters, attach
 from timechat.model.choose import set_activation
 from timechat.model.load import digest_folder, load, resolve
+from timechat.model.peft import save_adapter
 from timechat.stages import hearing, target
 from timechat.stages.export import export
 from timechat.store import read_json
@@ -82,7 +83,7 @@ def test_an_adapter_export_loads_in_plain_peft(tuned: Path, tmp_path: Path) -> N
     export(str(tuned), "adapter", out)
     theirs = PeftModel.from_pretrained(build_family("llama"), out)
     ours = build_family("llama")
-    from timechat.model.adapt import load_adapter
+    from timechat.model.peft import load_adapter
 
     load_adapter(ours, tuned)
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=1e-4, atol=1e-4)

@@ -12,16 +12,10 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from timechat.errors import CheckpointError, ModelError
-from timechat.model.adapt import (
-    adapters,
-    attach,
-    disabled,
-    load_adapter,
-    merge,
-    merged,
-    save_adapter,
-    set_strength,
-)
+from timechat.export.weights import Weights
+from timechat.model.adapt import adapters, attach, disabled, merge, merged, set_strength
+from timechat.model.peft import load_adapter, save_adapter
+from timechat.model.quantise import quantise
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 7, 90]])
 
@@ -140,7 +134,55 @@ def test_a_model_without_such_layers_is_refused() -> None:
 
 
 def test_a_model_of_other_layers_is_refused_with_what_works() -> None:
-    config = GPT2Config(vocab_size=264, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(3, 4))
+
+    with pytest.raises(ModelError, match=r"Odd.*its matrices are Odd.*adapt.method=full works"):
+        attach(Odd(), 4, 8.0, "all")
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=264, n_embd=32, n_layer=2, n_head=2, n_positions=64)
     config.bos_token_id = config.eos_token_id = 0
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*Conv1D.*adapt.method=full works"):
-        attach(GPT2LMHeadModel(config), 4, 8.0, "all")
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_a_layer_that_holds_its_weight_turned_is_adapted_and_merged_alike(bits: int | None) -> None:
+    model, ids = gpt2(), torch.tensor([[5, 9, 200, 31, 7]])
+    names = set(model.state_dict())
+    if bits:
+        quantise(model, bits, but=model.lm_head)
+    attach(model, 4, 8.0, "all")
+    assert len(adapters(model)) == 8
+    for layer in adapters(model).values():
+        torch.nn.init.normal_(layer.lora_b, std=0.1)
+    with torch.no_grad():
+        expected = model(ids).logits
+        with merged(model):
+            torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(model(ids).logits, expected)
+        merge(model)
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    if bits is None:  # what is saved then is a GPT-2 like any other
+        assert set(model.state_dict()) == names
+
+
+def test_files_of_turned_weights_are_merged_like_the_model(tmp_path: Path) -> None:
+    model = gpt2()
+    model.save_pretrained(tmp_path / "base")
+    attach(model, 4, 8.0, "all")
+    for layer in adapters(model).values():
+        torch.nn.init.normal_(layer.lora_b, std=0.1)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(model, tmp_path / "adapter", str(tmp_path / "base"), "digest", "all")
+    found = Weights(tmp_path / "base", tmp_path / "adapter")
+    merge(model)
+    wanted = {name.removeprefix("transformer."): p for name, p in model.named_parameters()}
+    assert len(found.adapted) == 8
+    for name in found.entries:
+        short = name.removeprefix("transformer.")
+        torch.testing.assert_close(found.exact(name), wanted[short].detach(), rtol=1e-6, atol=1e-6)

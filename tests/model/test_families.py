@@ -98,6 +98,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Path]] = {
     "phi": ("phi", {"intermediate_size": 48, "partial_rotary_factor": 0.5}, Path.PACKED),
     "phi3": ("phi3", LLAMA, Path.PACKED),
     "phi3-sliding": ("phi3", {**LLAMA, "sliding_window": 4}, Path.PACKED),
+    "gpt-2": ("gpt2", {}, Path.PACKED),
     "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, Path.PACKED),
     "opt-350m": (
         "opt",

@@ -44,8 +44,6 @@ def test_the_matrix_is_whole() -> None:
 
 @family_and_method
 def test_packed_loss_and_gradients_equal_each_row_alone(family: str, method: str) -> None:
-    if family == "llama-tied" and method == "layers-ends":
-        pytest.skip("covered by the untied head; tied ends learn together below")
     model = build(family)
     start(model, method, stir=True)
     trainer = Trainer(model, SETTINGS)
@@ -55,7 +53,7 @@ def test_packed_loss_and_gradients_equal_each_row_alone(family: str, method: str
     assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
     for parameter, grad in zip(trainer.parameters, wanted, strict=True):
         assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-5, atol=2e-6)
 
 
 @each_method
@@ -114,6 +112,9 @@ def test_fifty_steps_match_a_plain_pytorch_loop(method: str) -> None:
     """The reference knows nothing of ours but what learns: its own teacher, loss and AdamW."""
     model = base_for(method)
     trainer = Trainer(model, SETTINGS, start(model, method))
+    # Many a gradient of embeddings and head is nearly zero, and AdamW divides each by its own size:
+    # rounding becomes real steps there (up to 9e-5 seen). Elsewhere 4e-7 were seen.
+    rounding = 2e-4 if method in ("full", "layers-ends") else 2e-6
     parts = [rows()[:2], rows()[1:], rows()]
     steps = [lambda i=i: (pack(parts[i % 3], held()),) for i in range(SETTINGS.num_steps)]
     records = list(fit(trainer, steps))
@@ -137,9 +138,8 @@ def test_fifty_steps_match_a_plain_pytorch_loop(method: str) -> None:
         loss = alone(reference, batch) / sum(row.num_targets for row in batch)
         student = reference(ids).logits[0, :-1].log_softmax(-1)
         pull = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1).mean()
-        assert record.loss == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-6)
-        # AdamW divides by gradients near zero, which turns their rounding into real steps.
-        assert record.replay_loss == pytest.approx(float(pull.detach()), rel=1e-3, abs=1e-4)
+        assert record.loss == pytest.approx(float(loss.detach()), rel=rounding)
+        assert record.replay_loss == pytest.approx(float(pull.detach()), abs=rounding)
         (loss + pull).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

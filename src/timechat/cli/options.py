@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -39,9 +40,24 @@ def parse_columns(pairs: tuple[str, ...]) -> dict[str, str]:
     return columns
 
 
+def is_first() -> bool:
+    """Whether this is the process, of those that torchrun started, that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def watch() -> Any:
+    """The display of a run; nobody watches what the other ranks do."""
+    from timechat.cli.display import Display
+    from timechat.stages.watch import Watcher
+
+    return Display() if is_first() else Watcher()
+
+
 def finish(report: Any, folder: Path, strict: bool, as_json: bool) -> None:
     from timechat.cli.display import show_report
 
+    if not is_first():
+        return
     show_report(report, folder, _program())
     if as_json:
         content = json.loads((folder / "report.json").read_text(encoding="utf-8"))

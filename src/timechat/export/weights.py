@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from timechat.errors import CheckpointError, ExportError
-from timechat.model.adapt import read_adapter
+from timechat.model.peft import read_adapter
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -59,6 +59,8 @@ class Weights:
             )
         self.entries = dict(_entries(folder))
         self._scale, layers = (0.0, {}) if adapter is None else read_adapter(adapter)
+        # GPT-2's files hold linear layers as (in, out).
+        self._is_turned = self.config.get("model_type") in ("gpt2",)
         self._layers = {self._find(name): pair for name, pair in layers.items()}
 
     @property
@@ -84,7 +86,8 @@ class Weights:
         pair = self._layers.get(name)
         if pair is not None:
             a, b = pair
-            value.addmm_(b.float(), a.float(), alpha=self._scale)
+            place = value.T if self._is_turned else value
+            place.addmm_(b.float(), a.float(), alpha=self._scale)
         return value
 
     def rounded(self, name: str) -> Tensor:

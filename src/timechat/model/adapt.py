@@ -1,4 +1,4 @@
-"""Low-rank adapters: attach, switch off, scale, merge, and PEFT's file format in both directions.
+"""Low-rank adapters: attach, switch off, scale, merge. Their files are `peft`'s.
 
 y = x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ, with A (r, in) Kaiming-uniform and B (out, r) zero, so that
 an adapter at its start equals its base (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
@@ -7,28 +7,23 @@ W stays frozen in the base's dtype; A and B are fp32 masters, cast to the input'
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
-from timechat.errors import CheckpointError, ModelError
-from timechat.model.choose import choose_layers, find_activation, layer_list, matches, number_of
-from timechat.model.quantise import QuantLinear
+from timechat.errors import ModelError
+from timechat.model.choose import choose_layers, layer_list, matches, number_of
+from timechat.model.quantise import QuantLinear, features, upright
 from timechat.recipe import LayerChoice
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# What stands beside the model in a checkpoint: what it was made from, and how.
-BASE_NOTE = "base.json"
-_PEFT_PREFIX = "base_model.model."
+# What an adapter can sit beside; GPT-2's Conv1D is a linear layer that holds its weight turned.
+Base = nn.Linear | QuantLinear | Conv1D
 # Names of linear layers that are attention's, over the families; every other one is MLP's.
 _ATTENTION_PARTS = ("attn", "attention", "q_proj", "k_proj", "v_proj", "query_key_value")
 
@@ -76,15 +71,16 @@ class _Adapted(torch.autograd.Function):
 class LoraLinear(nn.Module):
     """A frozen linear layer with a low-rank path beside it."""
 
-    def __init__(self, base: nn.Linear | QuantLinear, rank: int, alpha: float) -> None:
+    def __init__(self, base: Base, rank: int, alpha: float) -> None:
         super().__init__()
         self.base = base
         self.rank = rank
         self.alpha = alpha
         self.enabled = True
         device = base.codes.device if isinstance(base, QuantLinear) else base.weight.device
-        self.lora_a = nn.Parameter(torch.empty(rank, base.in_features, device=device))
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        num_in, num_out = features(base)
+        self.lora_a = nn.Parameter(torch.empty(rank, num_in, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(num_out, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
 
     @property
@@ -96,7 +92,7 @@ class LoraLinear(nn.Module):
             return self.base(x)
         flat = _Adapted.apply(
             x.flatten(0, -2),
-            self.base if isinstance(self.base, QuantLinear) else self.base.weight,
+            self.base if isinstance(self.base, QuantLinear) else upright(self.base),
             self.base.bias,
             self.lora_a,
             self.lora_b,
@@ -132,19 +128,19 @@ def attach(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, layer in chosen.items():
-            _replace(model, name, LoraLinear(layer, rank, alpha))
+            put(model, name, LoraLinear(layer, rank, alpha))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def target_layers(
     model: nn.Module, targets: str | Sequence[str], layers: LayerChoice = "all"
-) -> dict[str, nn.Linear | QuantLinear]:
+) -> dict[str, Base]:
     """The linear layers that `targets` and `layers` name. Raises ModelError when there is none."""
     head = output_head(model)
     linear = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | QuantLinear) and layer is not head
+        if isinstance(layer, Base) and layer is not head
     }
     if not linear:
         kinds = sorted({type(m).__name__ for m in model.modules() if _is_matrix(m)})
@@ -193,16 +189,16 @@ def merged(model: nn.Module) -> Generator[None]:
     kept = {
         name: layer.base.weight.detach().clone()
         for name, layer in layers.items()
-        if isinstance(layer.base, nn.Linear)
+        if not isinstance(layer.base, QuantLinear)
     }
     merge(model)
     try:
         yield
     finally:
         for name, layer in layers.items():
-            if isinstance(layer.base, nn.Linear):
+            if not isinstance(layer.base, QuantLinear):
                 layer.base.weight.data.copy_(kept[name])
-            _replace(model, name, layer)
+            put(model, name, layer)
 
 
 @contextmanager
@@ -232,112 +228,16 @@ def merge(model: nn.Module) -> None:
     """
     for name, layer in adapters(model).items():
         base = layer.base
-        dense = base.dense(torch.float32) if isinstance(base, QuantLinear) else base.weight
+        dense = base.dense(torch.float32) if isinstance(base, QuantLinear) else upright(base)
         merged = dense.detach().float() + layer.delta().detach()
         if isinstance(base, QuantLinear):
             folded = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
             folded.weight = nn.Parameter(merged.to(base.dtype), requires_grad=False)
             folded.bias = base.bias
-            _replace(model, name, folded)
+            put(model, name, folded)
         else:
-            base.weight.data.copy_(merged.to(base.weight.dtype))
-            _replace(model, name, base)
-
-
-def peft_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every adapter's A and B by the name that PEFT's file gives them."""
-    return {
-        _peft_name(name, part): parameter
-        for name, layer in adapters(model).items()
-        for part, parameter in layer.parts()
-    }
-
-
-def _peft_name(layer: str, part: str) -> str:
-    return f"{_PEFT_PREFIX}{layer}.lora_{part}.weight"
-
-
-def save_adapter(
-    model: nn.Module, folder: Path, base_path: str, base_digest: str, targets: str
-) -> None:
-    """Write the adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors`."""
-    layers = adapters(model)
-    first = next(iter(layers.values()))
-    tensors = {name: p.detach().cpu().contiguous() for name, p in peft_weights(model).items()}
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config: dict[str, Any] = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_path,
-        "r": first.rank,
-        "lora_alpha": first.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-        # Full names, so that nothing but what was trained is ever adapted.
-        "target_modules": sorted(layers),
-        "timechat": {
-            "base_digest": base_digest,
-            "targets": targets,
-            # The run's own, where it changed the base's: `load` puts it back.
-            "activation": find_activation(model),
-            "bits": getattr(first.base, "bits", None),
-        },
-    }
-    # PEFT refuses keys it does not know, so ours stand beside its file.
-    ours = config.pop("timechat")
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (folder / BASE_NOTE).write_text(json.dumps({"path": base_path, **ours}, indent=2) + "\n")
-
-
-def read_adapter(folder: Path) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
-    """The scale, and A (r, in) and B (out, r) of each layer, of the PEFT LoRA in `folder`.
-
-    Raises CheckpointError for anything but a plain LoRA.
-    """
-    config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
-        raise CheckpointError(f"{folder} holds a {config.get('peft_type')} adapter; LoRA is known")
-    for key in ("alpha_pattern", "rank_pattern", "modules_to_save"):
-        if config.get(key):
-            raise CheckpointError(f"{folder} uses {key}, which is not known here: plain LoRA is")
-    tensors = load_file(folder / ADAPTER_WEIGHTS)
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    if config.get("use_rslora"):
-        alpha *= math.sqrt(rank)
-    names = {
-        key.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors if ".lora_" in key
-    }
-    layers: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in sorted(names):
-        keys = [_peft_name(name, part) for part in "AB"]
-        if not all(key in tensors for key in keys) or tensors[keys[0]].shape[0] != rank:
-            raise CheckpointError(f"{folder}: {keys} is missing or has the wrong shape")
-        layers[name] = (tensors[keys[0]], tensors[keys[1]])
-    return alpha / rank, layers
-
-
-def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Attach the PEFT LoRA adapter in `folder`, ours or PEFT's own.
-
-    Raises CheckpointError for anything but a plain LoRA whose tensors fit the model exactly.
-    """
-    scale, layers = read_adapter(folder)
-    model.requires_grad_(False)
-    for name, pair in layers.items():
-        rank = pair[0].shape[0]
-        layer = LoraLinear(_linear(model, name), rank, scale * rank)
-        for (part, parameter), value in zip(layer.parts(), pair, strict=True):
-            if value.shape != parameter.shape:
-                raise CheckpointError(
-                    f"{folder}: {_peft_name(name, part)} is missing or has the wrong shape"
-                )
-            parameter.data.copy_(value)
-        _replace(model, name, layer)
+            upright(base).data.copy_(merged.to(base.weight.dtype))
+            put(model, name, base)
 
 
 def _wanted(name: str, targets: str | Sequence[str]) -> bool:
@@ -347,16 +247,7 @@ def _wanted(name: str, targets: str | Sequence[str]) -> bool:
     return targets == "all" or attention == (targets == "attention")
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear | QuantLinear:
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        layer = None
-    if not isinstance(layer, nn.Linear | QuantLinear):
-        raise CheckpointError(f"the base model has no linear layer {name!r}: another base?")
-    return layer
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+def put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Set the module `name` of `model`."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, layer)

@@ -23,11 +23,12 @@ from transformers.utils import logging as transformers_logging
 from timechat.errors import CheckpointError, ModelError, RunError
 from timechat.guard import check_model_folder, read_config
 from timechat.manifest import MANIFEST, newest, verify
-from timechat.model.adapt import ADAPTER_CONFIG, BASE_NOTE, load_adapter, output_head
+from timechat.model.adapt import output_head
 from timechat.model.choose import find_activation, set_activation
 from timechat.model.digest import digest_folder as digest_folder
 from timechat.model.digest import find_moved
 from timechat.model.fused import fuse
+from timechat.model.peft import ADAPTER_CONFIG, BASE_NOTE, load_adapter
 from timechat.model.quantise import quantise
 from timechat.model.render import Renderer
 from timechat.model.starter import FOLDER, starter_folder

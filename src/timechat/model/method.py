@@ -17,12 +17,12 @@ from timechat.model.adapt import (
     attach,
     disabled,
     output_head,
-    save_adapter,
     set_strength,
     target_layers,
 )
 from timechat.model.choose import layer_list, number_of, set_activation
-from timechat.model.quantise import quantise
+from timechat.model.peft import save_adapter
+from timechat.model.quantise import features, quantise
 from timechat.model.ranks import ALONE, Ranks, shard
 from timechat.model.weights import Originals, after_layers, learning_names, release, save_weights
 from timechat.recipe import Adapt, Full, Layers, Lora, Qlora
@@ -156,7 +156,7 @@ def count_learning(model: PreTrainedModel, adapt: Adapt) -> tuple[int, int]:
     place, every = layer_list(model)
     if isinstance(adapt, Lora):
         layers = target_layers(model, adapt.targets, adapt.layers)
-        size = sum(adapt.rank * (x.in_features + x.out_features) for x in layers.values())
+        size = sum(adapt.rank * sum(features(layer)) for layer in layers.values())
         names = list(layers)
     else:
         assert isinstance(adapt, Full | Layers)

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from timechat.model.mapped import forget
 
@@ -39,12 +40,12 @@ class QuantLinear(nn.Module):
     codes: Tensor
     absmax: Tensor
 
-    def __init__(self, linear: nn.Linear, bits: int) -> None:
+    def __init__(self, linear: nn.Linear | Conv1D, bits: int) -> None:
         super().__init__()
         self.bits = bits
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features, self.out_features = features(linear)
         self.dtype = linear.weight.dtype
-        codes, absmax = pack_codes(linear.weight.detach(), bits)
+        codes, absmax = pack_codes(upright(linear).detach(), bits)
         self.register_buffer("codes", codes)
         self.register_buffer("absmax", absmax)
         self.bias = linear.bias
@@ -83,10 +84,22 @@ class _Product(torch.autograd.Function):
 def quantise(model: nn.Module, bits: int, but: nn.Module | None = None) -> None:
     """Put every linear layer of `model` except `but` (the head) in `bits`, one after the other."""
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear) and layer is not but:
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not but:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, QuantLinear(layer, bits))
             forget(layer.weight)
+
+
+def features(layer: nn.Linear | Conv1D | QuantLinear) -> tuple[int, int]:
+    """How many numbers go in and come out."""
+    if isinstance(layer, Conv1D):
+        return int(layer.nx), int(layer.nf)
+    return layer.in_features, layer.out_features
+
+
+def upright(layer: nn.Linear | Conv1D) -> Tensor:
+    """The weight (out, in), in place: GPT-2's Conv1D holds it turned."""
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 
 def pack_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from timechat.errors import ModelError
-from timechat.model.adapt import BASE_NOTE, output_head
+from timechat.model.adapt import output_head
 from timechat.model.choose import choose_layers, layer_list, matches, number_of
+from timechat.model.peft import BASE_NOTE
 from timechat.model.ranks import ALONE, Ranks, is_sharded, local, whole
 from timechat.recipe import Full, Layers
 

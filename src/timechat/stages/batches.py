@@ -8,12 +8,13 @@ from collections.abc import Callable
 from timechat.data.augment import drop_words
 from timechat.data.pack import Batch, Example, encode, order, pack
 from timechat.evals.suite import answer_examples, prose_examples
+from timechat.model.ranks import ALONE, Ranks
 from timechat.stages.room import Room
 
 
 def plan_steps(room: Room) -> list[Callable[[], tuple[Batch, ...]]]:
     """What each step trains on, built when its turn comes."""
-    plan, seed = room.plan, room.recipe.train.seed
+    plan, seed, ranks = room.plan, room.recipe.train.seed, room.ranks
     rows = order(len(room.train), plan["batch_rows"], plan["steps"], seed)
     replay = replay_batches(room)
 
@@ -28,17 +29,28 @@ def plan_steps(room: Room) -> list[Callable[[], tuple[Batch, ...]]]:
 
     def step(number: int) -> tuple[Batch, ...]:
         held = replay[number % len(replay)] if replay else []
-        return cut_step([example(row, number) for row in rows[number]], held, plan["micro_rows"])
+        own = [example(row, number) for row in rows[number]]
+        return cut_step(own, held, plan["micro_rows"], ranks)
 
     return [lambda number=number: step(number) for number in range(len(rows))]
 
 
-def cut_step(rows: list[Example], held: list[Example], micro_rows: int) -> tuple[Batch, ...]:
-    """One step's rows in micro-batches of `micro_rows`, the held rows spread over them."""
-    count = max(1, -(-len(rows) // micro_rows))
-    return tuple(
-        pack(rows[i * micro_rows : (i + 1) * micro_rows], held[i::count]) for i in range(count)
-    )
+def cut_step(
+    rows: list[Example], held: list[Example], micro_rows: int, ranks: Ranks = ALONE
+) -> tuple[Batch, ...]:
+    """One step's rows in micro-batches of `micro_rows` at most, the held rows spread over them.
+
+    Of several ranks each takes its share, in as many micro-batches as the others.
+    """
+    most = -(-len(rows) // ranks.count)
+    # No more than the rank with the fewest rows has.
+    count = max(1, min(-(-most // micro_rows), len(rows) // ranks.count))
+    if ranks.count > 1 and 0 < len(held) < count * ranks.count:
+        # Each micro-batch needs some: all of them as often leaves their mean as it is.
+        held = held * (count * ranks.count)
+    own, others = ranks.take(rows), ranks.take(held)
+    ends = [i * len(own) // count for i in range(count + 1)]
+    return tuple(pack(own[ends[i] : ends[i + 1]], others[i::count]) for i in range(count))
 
 
 def replay_batches(room: Room) -> list[list[Example]]:

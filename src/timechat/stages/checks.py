@@ -94,7 +94,7 @@ def check_resume(
     begin = [p.detach().clone() for p in trainer.parameters]
     half = len(steps) // 2
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+        folder = trainer.ranks.tell(Path(scratch))
         for step in steps:
             trainer.advance(step)
         save(folder / "whole", trainer, loaded, identity, {})
@@ -109,6 +109,7 @@ def check_resume(
         save(folder / "resumed", trainer, loaded, identity, {})
         names = [p.relative_to(folder / "whole") for p in (folder / "whole").rglob("*.safetensors")]
         equal = [sha256(folder / "whole" / n) == sha256(folder / "resumed" / n) for n in names]
+        trainer.ranks.wait()
     trainer.rewind(begin)
     return Check(
         "resume",

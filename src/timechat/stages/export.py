@@ -25,9 +25,9 @@ from timechat.export.ollama import read_chain, write_modelfile
 from timechat.export.readback import load_gguf, open_gguf, vocabulary_of
 from timechat.export.vocabulary import read_vocabulary
 from timechat.export.weights import Weights
-from timechat.model.adapt import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from timechat.model.choose import activation_key
 from timechat.model.load import Loaded, Source, load, load_tokenizer, resolve
+from timechat.model.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from timechat.model.render import Renderer
 from timechat.records import Measure
 from timechat.stages import hearing

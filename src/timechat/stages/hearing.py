@@ -20,10 +20,10 @@ from timechat.evals.suite import answer_conversations
 from timechat.export import gate, noise
 from timechat.export.tolerance import SAME, tolerance_for
 from timechat.export.weights import Weights
-from timechat.model.adapt import BASE_NOTE
 from timechat.model.choose import find_activation, set_activation
 from timechat.model.load import Loaded, Source
 from timechat.model.machine import free_memory
+from timechat.model.peft import BASE_NOTE
 from timechat.model.render import Renderer
 from timechat.stages.prepare import load_prepared, rows_of_run
 from timechat.stages.watch import Watcher

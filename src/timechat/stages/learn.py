@@ -56,7 +56,8 @@ class Learner:
 
         Raises StoppedError, with everything saved, once the room is asked to stop.
         """
-        last = newest(self.out, self.say)
+        ranks = self.room.ranks
+        last = ranks.tell(newest(self.out, self.say) if ranks.is_first else None)
         if last is not None:
             self._restore(last)
             self.say(f"continuing from step {self.trainer.step} of {self.plan['steps']} ({last})")
@@ -66,22 +67,25 @@ class Learner:
                 self._go()
         finally:
             self.saver.wait()
+        ranks.wait()
         kept = {step_of(folder) for folder in checkpoints(self.out)}
         return [c for c in self.candidates if c.step in kept and c.step > 0]
 
     def _go(self) -> None:
-        stop = self.room.stop
+        stop, ranks = self.room.stop, self.room.ranks
         try:
             self._look()
             while not self._is_over():
                 self.saver.check()
                 self._step()
-                if stop.is_asked():
+                # The first rank is the one that is asked, and all leave after the same step.
+                if ranks.tell(stop.signum):
                     break
                 self._look()
         except (StepInterruptedError, StoppedError):
             pass  # between two micro-batches, or within a validation: both begin again from here
-        if stop.is_asked():
+        if signum := ranks.tell(stop.signum):
+            stop.ask(signum)
             self._leave()
 
     def _step(self) -> None:
@@ -143,7 +147,8 @@ class Learner:
         step = self.trainer.step
         folder = checkpoint.step_folder(self.out, step)
         need = checkpoint_bytes(self.out) or int(self.plan["checkpoint_bytes"])
-        check_space(self.out, need, f"saving step {step}")
+        if self.room.ranks.is_first:
+            check_space(self.out, need, f"saving step {step}")
         begun = self.trainer.begun.batches
         rows = min(step * self.plan["batch_rows"], step * len(self.room.train))
         about = {
@@ -166,6 +171,8 @@ class Learner:
         finish = checkpoint.begin_save(folder, self.trainer, self.served, identity, notes, about)
         best = self._best()
         self.saved = step
+        if not self.room.ranks.is_first:
+            return lambda: None
 
         def complete() -> None:
             finish()
@@ -215,15 +222,18 @@ class Learner:
         self.saver.wait()
         rollbacks, scale = self.health.rollbacks + 1, self.trainer.rate_scale * LOWER
         first = int(self.health.skipped[0]["step"])
-        folder = newest_planned(self.out, before=first)
+        ranks = self.room.ranks
+        folder = ranks.tell(newest_planned(self.out, before=first))
         if folder is None:
             self._give_up()
             return
         self._restore(folder)
+        ranks.wait()
         self.health = Health([], rollbacks, self.health.losses)
         self.trainer.rate_scale = scale
-        for newer in [p for p in checkpoints(self.out) if step_of(p) > self.trainer.step]:
-            remove_folder(newer)
+        newer = [p for p in checkpoints(self.out) if step_of(p) > self.trainer.step]
+        for folder in newer if ranks.is_first else []:
+            remove_folder(folder)
         self._cut_logs()
         self.say(
             f"too many steps were not finite: back to step {self.trainer.step}, with {scale:g} of "

@@ -15,6 +15,7 @@ from timechat.data.pack import Example, encode
 from timechat.errors import DataError, PlanError
 from timechat.evals.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, load, resolve
+from timechat.model.ranks import ALONE, Ranks
 from timechat.recipe import Recipe
 from timechat.records import Derived, Plan, Touched
 from timechat.stages.compare import say_power
@@ -47,6 +48,7 @@ class Room:
     plan: Plan
     record: Record
     stop: Stop
+    ranks: Ranks = ALONE
 
     def note(self, event: str, **details: Any) -> None:
         """Add a line to the run's history."""
@@ -59,6 +61,7 @@ def enter(
     watcher: Watcher,
     stop: Stop | None = None,
     allow: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> Room:
     """Everything that is needed before the first step: rows, model, questions, plan."""
     prepared = prepared_rows(recipe, out, watcher)
@@ -73,6 +76,11 @@ def enter(
     watcher.planned(plan)
     if not plan.fits:
         raise PlanError(plan.refusal)
+    if min(plan["batch_rows"], len(examples)) < ranks.count:
+        raise PlanError(
+            f"{ranks.count} processes cannot share a step of {plan['batch_rows']} of "
+            f"{len(examples)} rows: start fewer, or set train.batch_rows"
+        )
     kept, fitting, too_long = _fitting(prepared.train, examples, plan["max_length"])
     validation = [encode(row, loaded.renderer) for row in prepared.validation]
     task = task_suite(prepared.test, loaded.renderer, recipe.evaluate.max_questions)
@@ -93,6 +101,7 @@ def enter(
         plan,
         record,
         stop or Stop(),
+        ranks,
     )
 
 

@@ -19,9 +19,9 @@ from timechat.conversation import Conversation
 from timechat.errors import ExportError
 from timechat.export.ggufile import plan_slots
 from timechat.export.weights import Weights
-from timechat.model.adapt import BASE_NOTE
 from timechat.model.load import Source, digest_folder, pick_dtype
 from timechat.model.machine import free_disk, free_memory
+from timechat.model.peft import BASE_NOTE
 from timechat.stages.watch import Watcher
 from timechat.store import build_folder, read_json
 

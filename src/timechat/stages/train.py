@@ -1,13 +1,12 @@
-"""`train`: prepare if needed, ask before, plan, learn, choose, ask after, prove.
+"""`train`: prepare if needed, ask before, plan, tune, ask after, prove.
 
-This is where the floors meet: the loop is `training.loop`'s, the questions `evals`', the files
-`store`'s; the order of things and the choice of a checkpoint are decided here.
+This is where the floors meet: the questions are `evals`', the files `store`'s, and what happens
+between before and after is `tune`'s; the order of things is decided here.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,49 +15,28 @@ from typing import Any
 
 from timechat.errors import RunError, UserError
 from timechat.evals.suite import General
-from timechat.model.load import Loaded, load_tokenizer
+from timechat.model.adapt import adapters
+from timechat.model.load import load, resolve
 from timechat.model.machine import peak_memory
-from timechat.model.method import begin, name_method, name_targets
-from timechat.model.paths import Path as ReadPath
-from timechat.model.paths import path_of
-from timechat.model.recompute import recompute_layers
-from timechat.model.render import Renderer
-from timechat.recipe import Lora, Recipe, load_recipe
-from timechat.records import Check, Plan, Report
+from timechat.model.method import name_method
+from timechat.model.ranks import join
+from timechat.recipe import Recipe, load_recipe
+from timechat.records import Plan, Report
 from timechat.stages import snapshot
 from timechat.stages.allowance import afford, allowance, measure_pace
-from timechat.stages.batches import replay_batches
-from timechat.stages.card import finish_card, model_card
-from timechat.stages.checks import (
-    check_export,
-    check_gradient,
-    check_resume,
-    check_rows,
-    check_template,
-)
+from timechat.stages.card import finish_card
+from timechat.stages.checks import check_export
 from timechat.stages.compare import Extra, build_report
+from timechat.stages.follow import follow, meet, part
 from timechat.stages.health import tell_skipped
-from timechat.stages.keep import point
-from timechat.stages.learn import Learner
 from timechat.stages.outline import is_elsewhere, outline
 from timechat.stages.record import claim, make_room
 from timechat.stages.remember import Memory
 from timechat.stages.room import Room, enter, prepared_rows
-from timechat.stages.select import Candidate, choose_checkpoint, choose_strength
 from timechat.stages.stop import Stop
+from timechat.stages.tune import tune
 from timechat.stages.watch import Watcher
-from timechat.store import (
-    owned,
-    read_json,
-    read_lines,
-    remove_folder,
-    sweep_run,
-    write_json,
-    write_lines,
-)
-from timechat.training import checkpoint
-from timechat.training.loop import Settings, Trainer
-from timechat.training.trunk import Trunk
+from timechat.store import owned, read_lines, remove_folder, sweep_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +60,15 @@ def train(
     whatever the user can mend, before anything is trained, and StoppedError once `stop` is asked.
     """
     watcher = watcher or Watcher()
+    ranks = join()
+    if not ranks.is_first:
+        return Run(out, follow(recipe, out, ranks, stop))
     make_room(out)
     with owned(out):
         sweep_run(out)
         is_new = claim(recipe, out, allow)
         try:
-            room = enter(recipe, out, watcher, stop, allow)
+            room = enter(recipe, out, watcher, stop, allow, ranks)
         except UserError:
             if is_new:  # nothing that looks like a run is left of a recipe that cannot be one
                 remove_folder(out)
@@ -100,7 +81,11 @@ def _run(room: Room) -> Run:
     recipe, out, watcher = room.recipe, room.out, room.watcher
     num_general = len(room.general.choices)
     before = _before(room)
-    checks, strength = _learn(room)
+    meet(room)
+    checks, strength = tune(room)
+    if room.ranks.count > 1 and not adapters(room.loaded.model):
+        # The rows of the weights lie apart: what is asked is what was saved.
+        room.loaded = replace(room.loaded, model=load(resolve(str(out))).model)
     after = snapshot.take(
         room.loaded, room.task, room.general, room.plan["max_new_tokens"], watcher, "after"
     )
@@ -120,7 +105,7 @@ def _run(room: Room) -> Run:
     )
     finish_card(room, report)
     room.note("finished", verdict=report.verdict)
-    return Run(out, report)
+    return Run(out, part(room.ranks, report))
 
 
 def resume(
@@ -171,129 +156,6 @@ def _affordable(room: Room, memory: Memory) -> General:
     seconds = allowance(room.plan["train_seconds"])
     once = afford(room.general, pace, 1, seconds)
     return once if memory.covers(once) else afford(room.general, pace, 2, seconds)
-
-
-def _learn(room: Room) -> tuple[list[Check], float]:
-    """Train, choose a checkpoint and a strength, and leave the model at both.
-
-    Returns the checks that could be made on the way, and the strength.
-    """
-    loaded, plan, recipe = room.loaded, room.plan, room.recipe
-    alpha = plan["alpha"] if isinstance(recipe.adapt, Lora) else 0.0
-    change = begin(loaded.model, recipe.adapt, alpha, recipe.train.seed)
-    if plan["recompute"]:
-        recompute_layers(loaded.model)
-    settings = Settings(
-        num_steps=plan["steps"],
-        learning_rate=plan["learning_rate"],
-        warmup_steps=plan["warmup_steps"],
-        weight_decay=recipe.train.weight_decay,
-        clip=recipe.train.clip,
-        replay_weight=recipe.train.replay_weight,
-        average_steps=recipe.train.average * plan["steps"],
-        schedule=recipe.train.schedule,
-    )
-    trainer = Trainer(loaded.model, settings, change)
-    identity = _identity(room)
-    _keep_trunk(room, trainer)
-    served = _served(room)
-    checks = _checks_at_start(room, trainer, served, identity)
-    candidates = Learner(room, trainer, served, identity).run()
-    best = choose_checkpoint(candidates)
-    _restore_weights(room, trainer, identity, best)
-    trainer.trunk = None
-    shutil.rmtree(room.out / "trunk", ignore_errors=True)
-    strength = _strength(room, trainer)
-    identity = replace(identity, card=model_card(room, candidates, best.step))
-    _point_best(room, served, identity, best, strength)
-    return checks, strength
-
-
-def _keep_trunk(room: Room, trainer: Trainer) -> None:
-    """What the frozen layers put out for every row, where the plan keeps it."""
-    place, depth = room.plan["trunk"], room.plan["frozen_layers"]
-    if place == "no" or path_of(trainer.model) is ReadPath.PADDED:
-        return
-    file = None
-    if place == "disk":
-        # A scratch file: it can be made again from the rows at any time.
-        folder = room.out / "trunk"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        file = folder / "outputs"
-    rows = [*room.examples, *(row for batch in replay_batches(room) for row in batch)]
-    trainer.trunk = Trunk(trainer.model, depth, file)
-    tick = room.watcher.track(f"{depth} frozen layers, once for {len(rows)} rows", len(rows))
-    trainer.trunk.fill(rows, tick)
-
-
-def _identity(room: Room) -> checkpoint.Identity:
-    record = room.record
-    return checkpoint.Identity(
-        base_path=str(room.loaded.source.folder),
-        targets=name_targets(room.recipe.adapt),
-        fingerprints=record.fingerprints,
-        former=record.former,
-        made_by=record.made_by,
-    )
-
-
-def _served(room: Room) -> Loaded:
-    """The model with the tokenizer that travels with the checkpoint: its system prompt inside."""
-    tokenizer = load_tokenizer(room.loaded.source.folder)
-    system = room.recipe.data.system or room.prepared.card.system
-    return replace(room.loaded, tokenizer=tokenizer, renderer=Renderer(tokenizer, system))
-
-
-def _checks_at_start(
-    room: Room, trainer: Trainer, served: Loaded, identity: checkpoint.Identity
-) -> list[Check]:
-    kept = room.out / "checks.json"
-    if kept.is_file():
-        return [Check(**row) for row in read_json(kept)]
-    card = room.prepared.card
-    held_out = len(room.prepared.validation) + len(room.prepared.test)
-    dropped = card.rows_dropped + len(room.too_long)
-    checks = [
-        check_template(room.prepared.train, room.loaded.renderer, served.renderer),
-        check_rows(card, len(room.train), held_out, dropped),
-        check_gradient(trainer, room.examples),
-        check_resume(trainer, served, identity, room.examples),
-    ]
-    write_lines(room.out / "too_long.jsonl", room.too_long)
-    write_json(kept, checks)
-    return checks
-
-
-def _restore_weights(
-    room: Room, trainer: Trainer, identity: checkpoint.Identity, best: Candidate
-) -> None:
-    if trainer.step != best.step:
-        checkpoint.restore(checkpoint.step_folder(room.out, best.step), trainer, identity)
-    trainer.settle()
-    trainer.model.eval()
-
-
-def _strength(room: Room, trainer: Trainer) -> float:
-    wanted = room.recipe.adapt.strength
-    strength = (
-        choose_strength(trainer, room.loaded, room.validation, room.watcher)
-        if wanted == "auto"
-        else float(wanted)
-    )
-    trainer.settle(strength)
-    return strength
-
-
-def _point_best(
-    room: Room, served: Loaded, identity: checkpoint.Identity, best: Candidate, strength: float
-) -> None:
-    """`best` names the chosen checkpoint, at the chosen strength."""
-    folder = checkpoint.step_folder(room.out, best.step)
-    if strength != 1.0:
-        folder = folder.with_name(f"{folder.name}-strength-{strength:g}")
-        checkpoint.save_model_only(folder, served, identity, best.step, strength)
-    point(room.out, "best", folder)
 
 
 def _cost(room: Room, strength: float) -> dict[str, Any]:

@@ -38,7 +38,9 @@ def _ask(
     room: Room, step: int, served: Loaded
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Candidate]:
     """The line for the log, the watched answers, and the candidate, of the model as it is."""
-    found = likelihoods(room.loaded.model, room.validation, lambda _: room.stop.check())
+    # Several ranks end it together: each is waited for in every layer.
+    check = room.stop.check if room.ranks.count == 1 else lambda: None
+    found = likelihoods(room.loaded.model, room.validation, lambda _: check())
     loss, right = mean_nats(found), accuracy(found)
     spread = slice(None, None, max(1, len(room.task.questions) // WATCHED))
     prompts = room.task.prompts[spread][:WATCHED]

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from timechat.errors import CheckpointError
 from timechat.manifest import read_manifest, verify, write_manifest
-from timechat.model.adapt import ADAPTER_WEIGHTS, adapters, peft_weights
+from timechat.model.adapt import adapters
 from timechat.model.load import Loaded
 from timechat.model.method import save_model
+from timechat.model.peft import ADAPTER_WEIGHTS, peft_weights
 from timechat.model.ranks import ALONE, Ranks
 from timechat.records import CheckpointInfo
 from timechat.store import Draft, build_folder, read_json, system_errors, write_json, write_text
@@ -64,7 +65,9 @@ def save(
 
     `notes` (JSON) is the stage's own memory: validations seen, the best so far.
     """
-    return begin_save(folder, trainer, loaded, identity, notes)()
+    info = begin_save(folder, trainer, loaded, identity, notes)()
+    trainer.ranks.wait()
+    return info
 
 
 def begin_save(
@@ -119,12 +122,22 @@ def begin_save(
 
 
 def save_model_only(
-    folder: Path, loaded: Loaded, identity: Identity, step: int, strength: float
+    folder: Path,
+    loaded: Loaded,
+    identity: Identity,
+    step: int,
+    strength: float,
+    ranks: Ranks = ALONE,
 ) -> CheckpointInfo:
     """A checkpoint to answer from, not to go on from: the adapter at another strength."""
+    info = CheckpointInfo(str(folder), step, "model", identity.fingerprints, strength=strength)
+    if not ranks.is_first:
+        _save_model(ranks.tell(folder), loaded, identity, ranks)
+        ranks.wait()
+        return info
     with build_folder(folder) as beside:
-        _save_model(beside, loaded, identity, ALONE)
-        info = CheckpointInfo(str(folder), step, "model", identity.fingerprints, strength=strength)
+        _save_model(ranks.tell(beside), loaded, identity, ranks)
+        ranks.wait()
         write_manifest(beside, _describe(info, identity))
     return info
 

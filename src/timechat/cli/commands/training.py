@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from timechat.cli.options import ALLOW, JSON, STRICT, emit, finish
+from timechat.cli.options import ALLOW, JSON, STRICT, emit, finish, watch
 from timechat.cli.signals import STOP
 
 
@@ -73,13 +73,13 @@ def train(
     \b
     timechat train recipe.yaml
     timechat train recipe.yaml train.epochs=3 adapt.rank=32 --out runs/three
+    torchrun --nproc-per-node 2 -m timechat train recipe.yaml
     """
-    from timechat.cli.display import Display
     from timechat.recipe import load_recipe
     from timechat.stages.train import train as run
 
     folder = out or Path("runs") / recipe.stem
-    finished = run(load_recipe(recipe, overrides), folder, Display(), STOP, allow)
+    finished = run(load_recipe(recipe, overrides), folder, watch(), STOP, allow)
     finish(finished.report, folder, strict, as_json)
 
 
@@ -95,7 +95,6 @@ def resume(run: Path, allow: tuple[str, ...], strict: bool, as_json: bool) -> No
     timechat resume runs/demo
     timechat resume runs/demo --allow data
     """
-    from timechat.cli.display import Display
     from timechat.stages.train import resume as go_on
 
-    finish(go_on(run, Display(), STOP, allow).report, run, strict, as_json)
+    finish(go_on(run, watch(), STOP, allow).report, run, strict, as_json)
