@@ -36,8 +36,9 @@ from timechat.export.gate import (
 from timechat.export.ggufile import QUANTISATIONS
 from timechat.export.readback import open_gguf
 from timechat.export.tolerance import FLOOR, tolerance_for
-from timechat.model.adapt import attach, save_adapter
+from timechat.model.adapt import attach
 from timechat.model.load import digest_folder
+from timechat.model.peft import save_adapter
 from timechat.stages import export as stage
 from timechat.stages import hearing
 from timechat.stages.export import export
