@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
@@ -25,9 +25,10 @@ from timechat.errors import FetchError
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?(@[\w./-]+)?")
 ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow", ".jsonl.gz", ".csv.gz",
            ".json.gz", ".jsonl.zst", ".txt")  # fmt: skip
-# A name it refuses, an answer that is none, and no answer: the last are httpx's and no OSError.
+# A name it refuses, an answer that is none, and no answer: the last is of the HTTP library that the
+# Hub's client uses (httpx or, since 2.0, httpx2), so it is taken from there, and is no OSError.
 FAULTS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled,
-          httpx.HTTPError, OSError)  # fmt: skip
+          HTTPError, OSError)  # fmt: skip
 
 
 def is_hub_id(name: str) -> bool:
