@@ -34,6 +34,11 @@ COLUMN_ROLES = (
 )  # fmt: skip
 # A shape is believed when at least this share of the sample has it.
 ENOUGH = 0.5
+_NOT_NAMES = (
+    "If these are no names of columns (a table without a header, a title above it), give the "
+    "file a first row of names, as user,assistant; if it holds no rows, leave it out and "
+    "name the other files instead of their folder"
+)
 _ADVICE = (
     "Name them with `--column user=NAME --column assistant=NAME`, or `columns: {user: NAME, "
     "assistant: NAME}` in the recipe; or name the shape with data.shape"
@@ -115,7 +120,7 @@ def _fitting(sample: Sequence[Fields], where: str, names: Sequence[str]) -> Reco
         return Recognised(TEXT_SHAPE, roles, "the names")
     raise DataError(
         f"{where} has the columns {_listed(names)}: no names that tell the roles. "
-        f"{_nearest_shapes(names)} {_ADVICE}"
+        f"{_nearest_shapes(names)} {_ADVICE}. {_NOT_NAMES}"
     )
 
 
