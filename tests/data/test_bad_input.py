@@ -9,9 +9,10 @@ import json
 import tempfile
 import tracemalloc
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import openpyxl
 import pytest
@@ -110,6 +111,39 @@ def test_a_line_of_a_hundred_megabytes_is_a_fault_in_little_memory(tmp_path: Pat
     tracemalloc.stop()
     assert found == ["line_too_long", "line_too_long"]
     assert peak < 60 << 20
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.zst", "zip"])
+def test_a_packed_line_of_a_hundred_megabytes_ends_in_little_memory(
+    tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    head, tail = f'{LINE}\n{{"messages": "'.encode(), f'"}}\n{LINE}\n'.encode()
+    with _packed(path) as file:
+        file.write(head)
+        for _ in range(100):
+            file.write(b"0" * (1 << 20))
+        file.write(tail)
+    tracemalloc.start()
+    found = [r.found.reason for r in only(path).rows() if isinstance(r.found, Drop)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == ["line_too_long"]
+    assert peak < 60 << 20
+
+
+@contextmanager
+def _packed(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, packed as the name's ending says."""
+    with ExitStack() as stack:
+        if path.suffix == ".zip":
+            archive = stack.enter_context(zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED))
+            yield stack.enter_context(archive.open("a.jsonl", "w"))
+        elif path.suffix == ".gz":
+            yield stack.enter_context(gzip.open(path, "wb", compresslevel=1))
+        else:
+            raw = stack.enter_context(path.open("wb"))
+            yield stack.enter_context(zstandard.ZstdCompressor().stream_writer(raw))
 
 
 @pytest.mark.parametrize("bomb", ["[" * 200_000, '{"a":' * 100_000, '{"messages": ' + "[" * 10**6])
