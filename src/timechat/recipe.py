@@ -217,6 +217,9 @@ class Train(Section):
         default=3, description="validations in a row that are clearly worse before training stops"
     )
     seed: Annotated[int, Field(ge=0)] = 0
+    deterministic: bool = Field(
+        default=False, description="on CUDA, only kernels that repeat to the bit; CPUs always do"
+    )
 
 
 class Evaluate(Section):

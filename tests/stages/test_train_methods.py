@@ -88,3 +88,13 @@ def test_a_run_beside_a_base_in_four_bits_is_served_as_it_was_evaluated(place: P
     assert "4 bits" in plan["memory_bytes"]["rule"]
     served = load(resolve(str(run.folder))).model
     assert any(isinstance(module, QuantLinear) for module in served.modules())
+
+
+def test_a_run_on_repeatable_kernels_ends_in_the_same_bytes_on_a_cpu(place: Path) -> None:
+    adapt = {"method": "lora", "rank": 4}
+    short = {"epochs": 1, "validations": 1}
+    usual = train(recipe_for(place, adapt, **short), place / "usual")
+    held = train(recipe_for(place, adapt, deterministic=True, **short), place / "held")
+    assert not torch.are_deterministic_algorithms_enabled()
+    weights = "best/adapter_model.safetensors"
+    assert (held.folder / weights).read_bytes() == (usual.folder / weights).read_bytes()

@@ -19,7 +19,8 @@ from timechat.model.adapt import adapters
 from timechat.model.load import load, resolve
 from timechat.model.machine import peak_memory
 from timechat.model.method import name_method
-from timechat.model.ranks import join
+from timechat.model.ranks import Ranks, join
+from timechat.model.repeat import repeatable
 from timechat.recipe import Recipe, load_recipe
 from timechat.records import Plan, Report
 from timechat.stages import snapshot
@@ -59,22 +60,34 @@ def train(
     `allow` names what may have changed since then: `recipe`, `data`, `base`. Raises UserError for
     whatever the user can mend, before anything is trained, and StoppedError once `stop` is asked.
     """
-    watcher = watcher or Watcher()
-    ranks = join()
-    if not ranks.is_first:
-        return Run(out, follow(recipe, out, ranks, stop))
-    make_room(out)
-    with owned(out):
-        sweep_run(out)
-        is_new = claim(recipe, out, allow)
-        try:
-            room = enter(recipe, out, watcher, stop, allow, ranks)
-        except UserError:
-            if is_new:  # nothing that looks like a run is left of a recipe that cannot be one
-                remove_folder(out)
-            raise
-        room.note("started", process=os.getpid(), machine=room.plan.machine["name"])
-        return _run(room)
+    with repeatable(recipe.train.deterministic):
+        ranks = join()
+        if not ranks.is_first:
+            return Run(out, follow(recipe, out, ranks, stop))
+        make_room(out)
+        with owned(out):
+            return _run(_enter(recipe, out, watcher or Watcher(), stop, allow, ranks))
+
+
+def _enter(
+    recipe: Recipe,
+    out: Path,
+    watcher: Watcher,
+    stop: Stop | None,
+    allow: Sequence[str],
+    ranks: Ranks,
+) -> Room:
+    """The run's room: of a new run, or of the one that is in `out`."""
+    sweep_run(out)
+    is_new = claim(recipe, out, allow)
+    try:
+        room = enter(recipe, out, watcher, stop, allow, ranks)
+    except UserError:
+        if is_new:  # nothing that looks like a run is left of a recipe that cannot be one
+            remove_folder(out)
+        raise
+    room.note("started", process=os.getpid(), machine=room.plan.machine["name"])
+    return room
 
 
 def _run(room: Room) -> Run:
