@@ -7,7 +7,7 @@ finish; torch has slower ones that do not, or refuses by name the operation that
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,7 @@ _WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
-def repeatable(wanted: bool) -> Iterator[None]:
+def repeatable(wanted: bool) -> Generator[None]:
     """Let only kernels run that repeat to the bit, where `wanted`; afterwards as before.
 
     Inside, torch raises RuntimeError where an operation has no such kernel on its device.
