@@ -36,6 +36,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/studio/picks"): {
         "json": {**SAID, "answers": ["a", "b"], "origins": ["x", "y"], "picked": 0}
     },
+    ("POST", "/studio/learn"): {"json": {"model": "ID", "action": "start"}},
     ("POST", "/studio/queue/claim"): {"json": PERSON},
     ("POST", "/studio/queue/undo"): {"json": PERSON},
     ("POST", "/studio/queue/answer"): {"json": {**PERSON, "item": 1, "verdict": "good"}},
