@@ -22,9 +22,9 @@ LATER = (pytest.mark.slow, pytest.mark.faults)
 Finish = Callable[[Path], dict[str, Any]]
 
 
-def await_step(out: Path, step: int) -> None:
+def await_step(out: Path, step: int, patience_s: float = 60.0) -> None:
     """Wait until the run's log holds that step."""
-    for _ in range(6000):
+    for _ in range(round(100 * patience_s)):
         if (out / "metrics.jsonl").is_file() and any(
             row["step"] >= step and "loss" in row for row in read_lines(out / "metrics.jsonl")
         ):

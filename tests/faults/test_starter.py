@@ -59,7 +59,7 @@ def test_three_kills_on_the_starter_change_no_bit(
     out, chance = tmp_path / "run", random.Random(int.from_bytes(os.urandom(4)))
     for first, last in MOMENTS:
         pid = zygote.start(out, starter, learn=False)
-        await_step(out, chance.randint(first, last))
+        await_step(out, chance.randint(first, last), patience_s=600.0)
         time.sleep(chance.uniform(0, 1))
         os.kill(pid, signal.SIGKILL)
         assert zygote.wait() == -9
