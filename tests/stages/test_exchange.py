@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from test_annotate import write_rows
 
 from timechat.ledger.annotation import Judgement, Queue, Suggestion
 from timechat.stages.annotate import open_folder
@@ -17,16 +18,6 @@ from timechat.stages.exchange.labelstudio import write_config, write_tasks
 
 KINDS = ("queue", "pairs", "labels")
 TAGS = {"choices": "Choices", "textarea": "TextArea", "pairwise": "Pairwise"}
-
-
-def write_rows(path: Path, rows: list[tuple[str, str]]) -> Path:
-    lines = [
-        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}],
-         "group": f"g{n}"}
-        for n, (q, a) in enumerate(rows)
-    ]  # fmt: skip
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
 
 
 def make(kind: str, folder: Path) -> Queue:

@@ -20,7 +20,7 @@ from timechat.cli.commands import (
     server,
     talking,
     training,
-)  # fmt: skip
+)
 from timechat.errors import StoppedError, TimeChatError, nearest
 
 
