@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import write_base
 
+from timechat.engine.torch import TorchEngine
 from timechat.evals.sample import take_share
 from timechat.evals.suite import General, general_suite
 from timechat.model.load import Loaded, load, resolve
@@ -102,9 +103,14 @@ def test_the_oldest_bases_are_forgotten(base: Loaded, general: General) -> None:
         lambda text: text.replace('"choices": {', '"choices": {"x": ["0"], '),
         lambda text: text.replace('"choices": {', f'"choices": {{"x": [-1{"0" * 400}], '),
         lambda text: text.replace('"texts": {', '"texts": {"x": [1.0, 2, 3], '),
-        lambda text: text.replace('"format": 1', '"format": 0'),
+        lambda text: text.replace('"answers": {', '"answers": {"x": [1.0, [[1.5]]], '),
+        lambda text: text.replace('"answers": {', '"answers": {"x": 3, '),
+        lambda text: text.replace('"format": 2', '"format": 0'),
     ],
-    ids=["deep", "torn", "null", "endless", "above-one", "words", "huge", "more-hits", "format"],
+    ids=[
+        *("deep", "torn", "null", "endless", "above-one", "words", "huge", "more-hits"),
+        *("half-a-token", "no-answers", "format"),
+    ],
 )
 def test_hostile_content_is_said_and_asked_anew(base: Loaded, general: General, spoil) -> None:
     memory = Memory(base, Watcher())
@@ -115,3 +121,44 @@ def test_hostile_content_is_said_and_asked_anew(base: Loaded, general: General, 
     assert not again.covers(general)
     assert "asking again" in listener.said[0]
     assert again.ask(general, nothing) == asked
+
+
+PROMPTS = [list(range(1, 4 + i % 9)) for i in range(100)]
+
+
+def test_an_evaluation_that_was_stopped_goes_on_and_ends_as_if_it_never_was(
+    base: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = TorchEngine(base.model).answers(PROMPTS, 6, base.renderer.stop_ids)
+    asked: list[int] = []
+    answers = TorchEngine.answers
+
+    def once(self: TorchEngine, prompts: list[list[int]], *rest: object) -> list[list[int]]:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return answers(self, prompts, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(TorchEngine, "answers", once)
+        with pytest.raises(KeyboardInterrupt):
+            Memory(base, Watcher()).answer(PROMPTS, 6, nothing)
+
+    def counted(self: TorchEngine, prompts: list[list[int]], *rest: object) -> list[list[int]]:
+        asked.append(len(prompts))
+        return answers(self, prompts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TorchEngine, "answers", counted)
+    again, seconds = Memory(base, Watcher()).answer(PROMPTS, 6, nothing)
+    assert again == whole
+    assert asked == [48, 48, 4]
+    known, told = Memory(base, Watcher()).answer(PROMPTS, 6, nothing)
+    assert (known, told, len(asked)) == (whole, seconds, 3)
+
+
+def test_other_decoding_and_another_strength_are_asked_anew(base: Loaded) -> None:
+    memory = Memory(base, Watcher())
+    short, _ = memory.answer(PROMPTS[:3], 2, nothing)
+    long, _ = memory.answer(PROMPTS[:3], 5, nothing)
+    assert max(map(len, short)) <= 2 < max(map(len, long))
+    assert Memory(base, Watcher(), 0.5).file != memory.file

@@ -50,9 +50,7 @@ class TorchEngine:
     ) -> list[list[int]]:
         """The likeliest continuation of each prompt, stop token included where one came."""
         out: list[list[int]] = [[] for _ in prompts]
-        ranked = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(ranked), BATCH):
-            members = ranked[start : start + BATCH]
+        for members in in_batches(prompts):
             found = self._greedy([prompts[i] for i in members], max_new_tokens, stop)
             for i, ids in zip(members, found, strict=True):
                 out[i] = ids
@@ -93,6 +91,15 @@ class TorchEngine:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
             positions = positions[:, -1:] + 1
         return [_until_stop(row.tolist(), stop) for row in torch.stack(taken, dim=1)]
+
+
+def in_batches(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The places of the prompts that `answers` takes together: of similar length, `BATCH` at most.
+
+    A batch given by itself is answered as it is among the others.
+    """
+    ranked = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    return [ranked[start : start + BATCH] for start in range(0, len(ranked), BATCH)]
 
 
 def window_of(model: PreTrainedModel) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,42 @@ class Task:
 
     @property
     def digest(self) -> str:
-        payload = json.dumps([list(p) for p in self.prompts]).encode()
-        return hashlib.sha256(payload).hexdigest()
+        """Of everything that a score depends on beside the answer: prompts, references, groups."""
+        asked = [
+            [list(prompt), q.reference, list(q.answers), q.cluster]
+            for q, prompt in zip(self.questions, self.prompts, strict=True)
+        ]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+    def only(self, kept: Collection[str]) -> Task:
+        """The questions with these ids, in the same order."""
+        places = [i for i, q in enumerate(self.questions) if q.id in kept]
+        return Task(
+            tuple(self.questions[i] for i in places),
+            tuple(self.prompts[i] for i in places),
+            tuple(self.examples[i] for i in places),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How answers are taken from a model. `template` is the text that lays messages out as tokens,
+    empty where an endpoint has its own."""
+
+    max_new_tokens: int
+    template: str
+    temperature: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a report: the settings, and one digest of them."""
+        template = hashlib.sha256(self.template.encode()).hexdigest() if self.template else ""
+        settings = {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "template_sha256": template,
+        }
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return {**settings, "sha256": digest}
 
 
 def task_suite(questions: Sequence[Conversation], renderer: Renderer, limit: int) -> Task:

@@ -79,6 +79,11 @@ class Renderer:
         self._lead = self._find_lead()
         self.stop_ids = self._find_stop_ids()
 
+    @property
+    def template(self) -> str:
+        """The template's own text."""
+        return str(self.tokenizer.chat_template)
+
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids that a model is given to answer the last message."""
         ids: list[int] = []

@@ -7,15 +7,13 @@ things and the plain sentence at the end are here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation, Message
-from timechat.endpoint import Endpoint, Reply, names_another
-from timechat.engine.torch import TorchEngine, window_of
+from timechat.engine.torch import window_of
 from timechat.errors import RecipeError, nearest
 from timechat.evals.compare import compare
 from timechat.evals.figures import write_change, write_interval, write_level
@@ -26,6 +24,7 @@ from timechat.records import Measure, Score
 from timechat.retrieve.chunks import Chunk, read_chunks
 from timechat.retrieve.embed import Embedder
 from timechat.retrieve.index import Bm25, Dense, fuse
+from timechat.stages.remember import Memory
 from timechat.stages.watch import Watcher
 
 ARMS = ("prompt", "few-shot", "retrieval", "tuned-retrieval")
@@ -40,7 +39,8 @@ PROMPT = (
 )
 READ = "Use these excerpts to answer. Where they hold the answer, use their own words.\n\n"
 
-Ask = Callable[[Sequence[Message]], list[Message]]
+Ask = Callable[[Conversation], list[Message]]
+"""How an arm puts a question: the messages that the model gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,9 @@ def build_library(documents: Path, loaded: Loaded, watcher: Watcher) -> Library:
 def answer_arm(
     name: str,
     loaded: Loaded,
+    memory: Memory,
     task: Task,
-    ask: Callable[[Conversation], list[Message]],
+    ask: Ask,
     max_new_tokens: int,
     watcher: Watcher,
 ) -> tuple[list[str], float]:
@@ -133,11 +134,8 @@ def answer_arm(
     room = window_of(loaded.model) - max_new_tokens
     prompts = [_fitted(loaded, ask(question), room, name) for question in task.questions]
     tick = watcher.track(f"{name}: answering {len(prompts)} questions", len(prompts))
-    started = time.perf_counter()
-    stop = loaded.renderer.stop_ids
-    ids = TorchEngine(loaded.model).answers(prompts, max_new_tokens, stop, tick)
-    seconds = (time.perf_counter() - started) / max(1, len(prompts))
-    return [loaded.renderer.parse(row) for row in ids], seconds
+    ids, seconds = memory.answer(prompts, max_new_tokens, tick)
+    return [loaded.renderer.parse(row) for row in ids], seconds / max(1, len(prompts))
 
 
 def _fitted(loaded: Loaded, messages: list[Message], room: int, name: str) -> list[int]:
@@ -180,38 +178,6 @@ def weigh_arm(
         cost or {},
         tuple(answers),
     )
-
-
-def ask_endpoint(
-    endpoint: Endpoint, task: Task, max_new_tokens: int, watcher: Watcher
-) -> tuple[list[Reply], dict[str, Any]]:
-    """A hosted model's answers, with what it cost and what went wrong."""
-    tick = watcher.track(f"{endpoint.model}: {len(task.questions)} questions", len(task.questions))
-    replies: list[Reply] = []
-    for question in task.questions:
-        replies.append(endpoint.ask(question.question, max_new_tokens))
-        tick(1)
-    return replies, tell_cost(endpoint, replies)
-
-
-def tell_cost(endpoint: Endpoint, replies: Sequence[Reply]) -> dict[str, Any]:
-    faults: dict[str, int] = {}
-    for reply in replies:
-        if reply.fault:
-            faults[reply.fault] = faults.get(reply.fault, 0) + 1
-    told = sorted({reply.model for reply in replies if reply.model})
-    cost: dict[str, Any] = {
-        "model_asked": endpoint.model,
-        "models_told": told,
-        "first_asked": min((r.date for r in replies if r.date), default=""),
-        "prompt_tokens": sum(r.prompt_tokens for r in replies),
-        "completion_tokens": sum(r.completion_tokens for r in replies),
-        "faults": faults,
-        "unanswered": sum(faults.values()),
-    }
-    if any(names_another(endpoint.model, name) for name in told):
-        cost["warning"] = f"asked for {endpoint.model}, answered by {', '.join(told)}"
-    return cost
 
 
 def tell_enough(arms: Sequence[Arm], tuned: Measure) -> list[str]:

@@ -26,7 +26,7 @@ from timechat.evals.overfit import Look, name_overfit
 from timechat.evals.power import foresee
 from timechat.evals.report import headline, write_report
 from timechat.evals.run import Choosing, Likelihood
-from timechat.evals.suite import Task
+from timechat.evals.suite import Decoding, Task
 from timechat.records import Check, Measure, Report, Sample, Score
 from timechat.stages.allowance import tell_share
 from timechat.stages.checks import check_retention
@@ -48,8 +48,9 @@ class Extra:
     """What a report may hold beside the two snapshots, all of it optional.
 
     `trained` are the training rows, against which answers are searched for copies and questions
-    for leaks; `wanted_format` is what `evals.texts.format_check` reads; `num_general` is how many
-    general questions there are, where they may not all have been asked.
+    for leaks; `decoding` is how the answers were taken; `wanted_format` is what
+    `evals.texts.format_check` reads; `num_general` is how many general questions there are, where
+    they may not all have been asked.
     """
 
     findings: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Extra:
     trained: tuple[Conversation, ...] = ()
     wanted_format: str = ""
     num_general: int = 0
+    decoding: Decoding | None = None
 
 
 def build_report(
@@ -111,6 +113,7 @@ def build_report(
         details={
             "answers": describe(task.questions, before.answers, after.answers),
             "questions_sha256": task.digest,
+            **({"decoding": extra.decoding.to_dict()} if extra.decoding else {}),
             **extra.details,
         },
         best=tuple(best),

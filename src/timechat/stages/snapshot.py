@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from timechat.conversation import Conversation, Message
 from timechat.engine.torch import TorchEngine
 from timechat.evals.run import Choosing, Likelihood, likelihoods
 from timechat.evals.sample import keep_only
@@ -19,6 +20,8 @@ from timechat.records import Score
 from timechat.stages.remember import Memory, ask_general
 from timechat.stages.watch import Watcher
 from timechat.store import read_lines, write_lines
+
+FILES = ("task", "choices", "prose", "general")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +45,44 @@ def take(
     name: str,
     memory: Memory | None = None,
 ) -> Snapshot:
-    """Ask `loaded` everything, greedily. `memory` is given where it is exactly what its folder
-    holds: what it answered to the general suite before is not asked again."""
-    answers, scores = _answer(loaded, task, max_new_tokens, watcher, name)
+    """Ask `loaded` everything, greedily. `memory` is given where it is exactly what its files
+    hold: what it answered before is not asked again."""
+    answers, scores = _answer(loaded, task, max_new_tokens, watcher, name, memory)
     total = len(task.examples) + len(general.choices) + len(general.prose) + len(general.answers)
     tick = watcher.track(f"{name}: {len(general.choices)} general questions", total)
-    references = likelihoods(loaded.model, task.examples, tick)
+    rows = task.examples
+    references = memory.rate(rows, tick) if memory else likelihoods(loaded.model, rows, tick)
     found = memory.ask(general, tick) if memory else ask_general(loaded, general, tick)
     return Snapshot(answers, scores, references, *found)
 
 
 def answers_only(
-    loaded: Loaded, task: Task, max_new_tokens: int, watcher: Watcher, name: str
+    loaded: Loaded,
+    task: Task,
+    max_new_tokens: int,
+    watcher: Watcher,
+    name: str,
+    memory: Memory | None = None,
 ) -> Snapshot:
     """The answers alone: all that can be compared with an endpoint."""
-    return Snapshot(*_answer(loaded, task, max_new_tokens, watcher, name), [], [], [], [])
+    found = _answer(loaded, task, max_new_tokens, watcher, name, memory)
+    return Snapshot(*found, [], [], [], [])
 
 
 def _answer(
-    loaded: Loaded, task: Task, max_new_tokens: int, watcher: Watcher, name: str
+    loaded: Loaded,
+    task: Task,
+    max_new_tokens: int,
+    watcher: Watcher,
+    name: str,
+    memory: Memory | None,
 ) -> tuple[list[str], list[Score]]:
-    engine = TorchEngine(loaded.model)
     tick = watcher.track(f"{name}: answering {len(task.prompts)} questions", len(task.prompts))
-    ids = engine.answers(task.prompts, max_new_tokens, loaded.renderer.stop_ids, tick)
+    stop = loaded.renderer.stop_ids
+    if memory:
+        ids, _ = memory.answer(task.prompts, max_new_tokens, tick)
+    else:
+        ids = TorchEngine(loaded.model).answers(task.prompts, max_new_tokens, stop, tick)
     answers = [loaded.renderer.parse(row) for row in ids]
     scores = [
         Score(q.id, q.cluster, answer_score(a, q), scorer_name(q))
@@ -74,8 +92,9 @@ def _answer(
 
 
 def write(snapshot: Snapshot, task: Task, folder: Path) -> None:
-    """Leave the snapshot as JSON lines that `cat` and `read` can read."""
-    rows = [
+    """Leave the snapshot as JSON lines that `cat` and `read` can read; an endpoint's has answers
+    and scores alone."""
+    rows: list[dict[str, Any]] = [
         {
             "id": question.id,
             "group": question.group,
@@ -84,14 +103,13 @@ def write(snapshot: Snapshot, task: Task, folder: Path) -> None:
             "answer": answer,
             "score": score.value,
             "scorer": score.scorer,
-            "nats": found.nats,
-            "num_tokens": found.num_tokens,
-            "hits": found.hits,
         }
-        for question, answer, score, found in zip(
-            task.questions, snapshot.answers, snapshot.scores, snapshot.task, strict=True
+        for question, answer, score in zip(
+            task.questions, snapshot.answers, snapshot.scores, strict=True
         )
     ]
+    for row, found in zip(rows, snapshot.task, strict=False):
+        row |= {"nats": found.nats, "num_tokens": found.num_tokens, "hits": found.hits}
     write_lines(folder / "task.jsonl", rows)
     write_lines(folder / "choices.jsonl", map(asdict, snapshot.choices))
     write_lines(folder / "prose.jsonl", map(asdict, snapshot.prose))
@@ -100,23 +118,39 @@ def write(snapshot: Snapshot, task: Task, folder: Path) -> None:
 
 def read(folder: Path, task: Task) -> Snapshot | None:
     """A snapshot of exactly these questions that was written before, or None."""
-    names = ("task", "choices", "prose", "general")
-    if not all((folder / f"{name}.jsonl").is_file() for name in names):
+    found = read_answers(folder)
+    if found is None or [q.id for q in found[0]] != [q.id for q in task.questions]:
+        return None
+    return found[1] if found[1].task else None
+
+
+def read_answers(folder: Path) -> tuple[list[Conversation], Snapshot] | None:
+    """The questions and answers that `write` left in `folder`, or None where it left none."""
+    if not all((folder / f"{name}.jsonl").is_file() for name in FILES):
         return None
     rows: list[dict[str, Any]] = list(read_lines(folder / "task.jsonl"))
-    if [row["id"] for row in rows] != [q.id for q in task.questions]:
-        return None
-    return Snapshot(
+    questions = [_question(row) for row in rows]
+    return questions, Snapshot(
         [row["answer"] for row in rows],
         [
             Score(q.id, q.cluster, row["score"], row["scorer"])
-            for q, row in zip(task.questions, rows, strict=True)
+            for q, row in zip(questions, rows, strict=True)
         ],
-        [Likelihood(row["id"], row["nats"], row["num_tokens"], row["hits"]) for row in rows],
+        [
+            Likelihood(row["id"], row["nats"], row["num_tokens"], row["hits"])
+            for row in rows
+            if "nats" in row
+        ],
         [_choosing(row) for row in read_lines(folder / "choices.jsonl")],
         [Likelihood(**row) for row in read_lines(folder / "prose.jsonl")],
         [Likelihood(**row) for row in read_lines(folder / "general.jsonl")],
     )
+
+
+def _question(row: dict[str, Any]) -> Conversation:
+    messages = tuple(Message(m["role"], m["content"]) for m in row["question"])
+    asked = (*messages, Message("assistant", row["reference"]))
+    return Conversation(row["id"], asked, group=row["group"])
 
 
 def asked_in(found: Snapshot, general: General) -> General | None:

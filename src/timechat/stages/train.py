@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.errors import RunError, UserError
-from timechat.evals.suite import General
+from timechat.evals.suite import Decoding, General
 from timechat.model.adapt import adapters
 from timechat.model.load import load, resolve
 from timechat.model.machine import peak_memory
@@ -114,7 +114,11 @@ def _run(room: Room) -> Run:
         recipe.evaluate.retention_margin,
         checks,
         _cost(room, strength),
-        Extra(findings=(skipped,) if skipped else (), num_general=num_general),
+        Extra(
+            findings=(skipped,) if skipped else (),
+            num_general=num_general,
+            decoding=Decoding(room.plan["max_new_tokens"], room.loaded.renderer.template),
+        ),
     )
     finish_card(room, report)
     room.note("finished", verdict=report.verdict)

@@ -20,6 +20,13 @@ from timechat.cli.options import JSON, STRICT, finish
 @click.option("--hosted", default="", metavar="URL#MODEL", help="One more arm: a hosted model.")
 @click.option("--judge", default="", metavar="URL#MODEL", help="A model that judges the pairs.")
 @click.option(
+    "--price",
+    "prices",
+    multiple=True,
+    metavar="MODEL=IN/OUT/CURRENCY",
+    help="What a million tokens of a hosted model cost, read and written; may be repeated.",
+)
+@click.option(
     "--format", "wanted", default="", help="Answers should be json, regex:…, or a schema file."
 )
 @click.option("--offline", is_flag=True, help="Only recorded answers of endpoints; ask nothing.")
@@ -34,16 +41,18 @@ def compare(
     documents: Path | None,
     hosted: str,
     judge: str,
+    prices: tuple[str, ...],
     wanted: str,
     offline: bool,
     out: Path | None,
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Before and after of a run again, or any two models on any questions.
+    """Before and after of a run again, or any two models or reports on the same questions.
 
     Arms ask whether training was needed: the base with a good prompt, with training examples in
-    the prompt, with documents to look things up in. Endpoints take their key from
+    the prompt, with documents to look things up in. Two folders that --out left are compared by
+    what they recorded, if they asked the same. Endpoints take their key from
     TIMECHAT_API_KEY or OPENAI_API_KEY.
 
     \b
@@ -51,13 +60,21 @@ def compare(
     timechat compare starter runs/demo --questions mine.jsonl --out report
     timechat compare runs/demo --arms prompt,few-shot,retrieval --documents handbook/
     timechat compare runs/demo http://127.0.0.1:8000/v1#other --questions mine.jsonl
+    timechat compare report-of-a report-of-b
     """
     from timechat.cli.display import Display
     from timechat.stages.arms import parse_arms
+    from timechat.stages.hosted import parse_prices
     from timechat.stages.versus import Options, versus
 
     options = Options(
-        parse_arms(arms, documents), documents, hosted, judge, _format(wanted), offline
+        parse_arms(arms, documents),
+        documents,
+        hosted,
+        judge,
+        _format(wanted),
+        offline,
+        parse_prices(prices),
     )
     report, folder = versus(models, questions, system, out, Display(), options)
     finish(report, folder, strict, as_json)
