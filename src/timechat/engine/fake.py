@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+from timechat.engine.occupancy import Occupancy
 from timechat.engine.protocol import Capabilities, Delta, Ending, EngineError, Request
 
 Script = Callable[[Request], Sequence[int]]
@@ -41,14 +42,16 @@ class FakeEngine:
         self.fails_after = fails_after
         self.requests: list[Request] = []
         self.cancelled: list[Request] = []
-        self.running = 0
         self.ready = False
         self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._occupancy = Occupancy()
         self.capabilities = Capabilities(
             "fake", window, kv_tokens, logprobs=logprobs, schema=schema, prefix_cache=True
         )
+
+    @property
+    def running(self) -> int:
+        return self._occupancy.count
 
     async def start(self) -> None:
         self.ready = True
@@ -57,19 +60,15 @@ class FakeEngine:
         if self._draining or not self.ready:
             raise EngineError("the engine is not taking requests")
         self.requests.append(request)
-        self.running += 1
-        self._idle.clear()
         ended = False
-        try:
-            async for delta in self._deltas(request):
-                ended = delta.ending is not None
-                yield delta
-        finally:
-            if not ended:
-                self.cancelled.append(request)
-            self.running -= 1
-            if self.running == 0:
-                self._idle.set()
+        with self._occupancy.inside():
+            try:
+                async for delta in self._deltas(request):
+                    ended = delta.ending is not None
+                    yield delta
+            finally:
+                if not ended:
+                    self.cancelled.append(request)
 
     async def _deltas(self, request: Request) -> AsyncGenerator[Delta]:
         await asyncio.sleep(self.first_s)
@@ -91,11 +90,7 @@ class FakeEngine:
 
     async def drain(self, deadline_s: float) -> bool:
         self._draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), deadline_s)
-        except TimeoutError:
-            return False
-        return True
+        return await self._occupancy.emptied(deadline_s)
 
     async def stop(self) -> None:
         self.ready = False

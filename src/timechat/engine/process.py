@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
+from timechat.engine.occupancy import Occupancy
 from timechat.engine.protocol import Capabilities, Delta, Ending, EngineError, Request
 from timechat.engine.worker import decode_delta, encode_request
 from timechat.errors import ModelError
@@ -45,8 +46,7 @@ class ProcessEngine:
         self._draining = False
         self._stopped = False
         self._keeper: asyncio.Task[None] | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._occupancy = Occupancy()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -134,9 +134,9 @@ class ProcessEngine:
             self._free(key)
 
     def _free(self, key: int) -> None:
-        self._held.discard(key)
-        if not self._held:
-            self._idle.set()
+        if key in self._held:
+            self._held.remove(key)
+            self._occupancy.leave()
 
     def _send(self, row: dict[str, Any]) -> None:
         if self._writer is not None:
@@ -150,7 +150,7 @@ class ProcessEngine:
         queue: asyncio.Queue[Delta] = asyncio.Queue()
         self._streams[key] = queue
         self._held.add(key)
-        self._idle.clear()
+        self._occupancy.enter()
         self._send({"submit": key, "request": encode_request(request)})
         try:
             while True:
@@ -165,11 +165,7 @@ class ProcessEngine:
 
     async def drain(self, deadline_s: float) -> bool:
         self._draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), deadline_s)
-        except TimeoutError:
-            return False
-        return True
+        return await self._occupancy.emptied(deadline_s)
 
     async def stop(self) -> None:
         """End the child. Streams that still run end FAILED."""
