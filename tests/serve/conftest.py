@@ -23,6 +23,7 @@ from timechat.model.render import Renderer
 from timechat.serve.app import create_app
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry, Served
+from timechat.serve.run import configured
 from timechat.serve.settings import Settings
 
 ANSWER = "Grüß Gott, 🙂 friend."
@@ -96,7 +97,8 @@ def site() -> Site:
 @contextmanager
 def listening(site: Site) -> Iterator[str]:
     """The site on a real port, in a thread; yields its address."""
-    config = uvicorn.Config(site.app, port=0, log_level="error", lifespan="off")
+    config = configured(site.app, Settings(port=0))
+    config.lifespan = "off"
     server = uvicorn.Server(config)
 
     async def serve() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 
 from timechat.errors import TimeChatError
 
@@ -34,6 +34,7 @@ class Admission:
         self.budget = budget
         self.held = 0
         self.running = 0
+        self.arriving = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._mean_s = 1.0
 
@@ -44,6 +45,20 @@ class Admission:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @contextmanager
+    def arrival(self) -> Generator[None]:
+        """Be on the way to a place: what asks for one is read first, which takes time, too.
+
+        Raises BusyError at once where all who wait and are on their way would overfill the queue.
+        """
+        if self.waiting >= self.max_waiting or self.waiting + self.arriving > self.max_waiting:
+            raise self._busy()
+        self.arriving += 1
+        try:
+            yield
+        finally:
+            self.arriving -= 1
 
     @asynccontextmanager
     async def place(self, tokens: int) -> AsyncGenerator[None]:
@@ -62,9 +77,7 @@ class Admission:
             self._take(tokens)
             return
         if len(self._waiting) >= self.max_waiting:
-            raise BusyError(
-                max(1.0, self._mean_s * (1 + len(self._waiting)) / max(1, self.running))
-            )
+            raise self._busy()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (tokens, turn)
         self._waiting.append(entry)
@@ -77,6 +90,9 @@ class Admission:
                 self._leave(tokens)
             self._wake()
             raise
+
+    def _busy(self) -> BusyError:
+        return BusyError(max(1.0, self._mean_s * (1 + self.waiting) / max(1, self.running)))
 
     def _take(self, tokens: int) -> None:
         self.held += tokens

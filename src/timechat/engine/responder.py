@@ -7,7 +7,6 @@ strings, token counts, admission. HTTP and conversations that last are built on 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from timechat.engine.admission import Admission
+from timechat.engine.occupancy import Occupancy
 from timechat.engine.protocol import (
     Capabilities,
     Delta,
@@ -86,11 +86,12 @@ class Piece:
 class ContextTooLongError(UserError):
     """The conversation does not leave room for the answer that was asked for."""
 
-    def __init__(self, prompt: int, answer: int, window: int) -> None:
+    def __init__(self, prompt: int, answer: int, window: int, at_least: bool = False) -> None:
+        about = "at least " if at_least else ""
         super().__init__(
-            f"This model's maximum context length is {window} tokens, and {prompt} in the messages"
-            f" with {answer} for the answer make {prompt + answer}. Shorten the conversation or"
-            " ask for fewer tokens."
+            f"This model's maximum context length is {window} tokens, and {about}{prompt} in the"
+            f" messages with {answer} for the answer make {prompt + answer}. Shorten the"
+            " conversation or ask for fewer tokens."
         )
 
 
@@ -152,9 +153,9 @@ class LocalResponder:
         self.scribe = scribe
         self.tokenizer = tokenizer
         self.admission = Admission(max_waiting)
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        # No token is more characters than its piece of the vocabulary.
+        self._longest_piece = max(map(len, tokenizer.get_vocab()))
+        self._occupancy = Occupancy()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -172,8 +173,7 @@ class LocalResponder:
     async def drain(self, deadline_s: float) -> bool:
         """Let what was asked end, what waits for a place too; whether all of it did in time."""
         begun = time.monotonic()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), deadline_s)
+        await self._occupancy.emptied(deadline_s)
         return await self.engine.drain(max(0.0, deadline_s - (time.monotonic() - begun)))
 
     async def stop(self) -> None:
@@ -183,20 +183,15 @@ class LocalResponder:
     async def reply(self, ask: Ask) -> AsyncGenerator[Piece]:
         if not self.engine.ready:
             raise EngineError("the engine is not taking requests")
-        self._running += 1
-        self._idle.clear()
-        try:
+        with self._occupancy.inside():
             async with contextlib.aclosing(self._reply(ask)) as pieces:
                 async for piece in pieces:
                     yield piece
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
 
     async def _reply(self, ask: Ask) -> AsyncGenerator[Piece]:
         self._check(ask)
-        prompt, notice = await self._prompt(ask)
+        with self.admission.arrival():
+            prompt, notice = await self._prompt(ask)
         room = self._room(ask, len(prompt))
         request = Request(
             prompt,
@@ -252,7 +247,9 @@ class LocalResponder:
             )
 
     async def _prompt(self, ask: Ask) -> tuple[list[int], str]:
+        needed = ask.max_new_tokens or LEAST_ANSWER
         if isinstance(ask.prompt, str):
+            self._check_size(len(ask.prompt), needed)
             return await self.scribe.encode(ask.prompt), ""
         if ask.prompt is not None:
             size = self.tokenizer.get_vocab_size()
@@ -260,25 +257,33 @@ class LocalResponder:
                 raise UnsupportedError("prompt", f"token ids go from 0 to {size - 1}")
             return list(ask.prompt), ""
         messages = list(ask.messages)
-        ids = await self.scribe.prompt(messages, ask.tools)
-        if not ask.shorten:
-            return ids, ""
-        left_out = 0
-        needed = ask.max_new_tokens or LEAST_ANSWER
-        while len(ids) + needed > self.capabilities.window:
-            if (shorter := without_oldest_turn(messages)) is None:
-                break
-            left_out += len(messages) - len(shorter)
-            messages = shorter
-            ids = await self.scribe.prompt(messages, ask.tools)
-        return ids, f"{left_out} oldest messages left out" if left_out else ""
+        while True:
+            try:
+                self._check_size(sum(map(size_of, messages)), needed)
+                ids = await self.scribe.prompt(messages, ask.tools)
+                self._check_room(len(ids), needed)
+            except ContextTooLongError:
+                shorter = without_oldest_turn(messages) if ask.shorten else None
+                if shorter is None:
+                    raise
+                messages = shorter
+                continue
+            left_out = len(ask.messages) - len(messages)
+            return ids, f"{left_out} oldest messages left out" if left_out else ""
+
+    def _check_size(self, num_characters: int, needed: int) -> None:
+        """Raises ContextTooLongError, before anything is tokenised, for what cannot fit at all."""
+        least = num_characters // self._longest_piece
+        self._check_room(least, needed, at_least=True)
+
+    def _check_room(self, prompt: int, needed: int, at_least: bool = False) -> None:
+        if prompt + needed > self.capabilities.window:
+            raise ContextTooLongError(prompt, needed, self.capabilities.window, at_least)
 
     def _room(self, ask: Ask, prompt: int) -> int:
-        window = self.capabilities.window
         wanted = ask.max_new_tokens
-        if prompt + (wanted or LEAST_ANSWER) > window:
-            raise ContextTooLongError(prompt, wanted or LEAST_ANSWER, window)
-        return wanted if wanted is not None else window - prompt
+        self._check_room(prompt, wanted or LEAST_ANSWER)
+        return wanted if wanted is not None else self.capabilities.window - prompt
 
     def _said(self, delta: Delta) -> Said:
         assert delta.token is not None
@@ -289,6 +294,15 @@ class LocalResponder:
     def _spell(self, token: int) -> tuple[str, bytes]:
         text = self.tokenizer.decode([token], skip_special_tokens=False)
         return text, text.encode("utf-8", "replace")
+
+
+def size_of(message: Mapping[str, Any]) -> int:
+    """Characters of a message's text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return len(content)
+    parts = content if isinstance(content, list) else []
+    return sum(len(str(part.get("text", ""))) for part in parts if isinstance(part, Mapping))
 
 
 def without_oldest_turn(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:

@@ -31,6 +31,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         401: "No valid API key.",
         403: "Host or Origin is not one of this server's.",
         404: "No such model or path.",
+        408: "The body came too slowly.",
         413: "The body is too large.",
         415: "The body is compressed.",
         429: "All places are taken; `Retry-After` says when to come again.",

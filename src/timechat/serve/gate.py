@@ -58,9 +58,12 @@ class Gate:
 
     def answers(self, model: Served, asks: Sequence[Ask]) -> Pieces:
         """The answers to `asks`, counted and bounded; interrupted by the next of a conversation."""
+        most = self.settings.limits.per_key
+        if len(asks) > most:
+            raise ApiError(400, f"{len(asks)} answers at once; a key may have {most}", param="n")
         metrics: Metrics = self.request.app.state.metrics
         runs = [metrics.timed(model, model.responder.reply(ask)) for ask in asks]
-        pieces = self.watched(merged(runs))
+        pieces = self.watched(merged(runs), len(asks))
         name = self.request.headers.get("x-conversation-id", "")
         if not name:
             return pieces
@@ -69,23 +72,23 @@ class Gate:
         conversations: Conversations = self.request.app.state.conversations
         return conversations.sole(self.caller.project, name, pieces)
 
-    async def watched(self, pieces: Pieces) -> Pieces:
-        """`pieces` within the caller's bounds; ends when time or key is gone."""
+    async def watched(self, pieces: Pieces, count: int) -> Pieces:
+        """`pieces` of `count` answers within the caller's bounds; ends when time or key is gone."""
         limits = self.settings.limits
-        if self._running[self.caller] >= limits.per_key:
+        if self._running[self.caller] + count > limits.per_key:
             raise ApiError(
                 429,
-                f"this key has {limits.per_key} answers running",
+                f"a key may have {limits.per_key} answers running",
                 code="rate_limit_exceeded",
                 retry_after_s=1.0,
             )
-        self._running[self.caller] += 1
+        self._running[self.caller] += count
         try:
             async with aclosing(pieces):
                 async for item in self._bounded(pieces):
                     yield item
         finally:
-            self._running[self.caller] -= 1
+            self._running[self.caller] -= count
             if not self._running[self.caller]:
                 del self._running[self.caller]
 

@@ -7,6 +7,7 @@ plain ASGI, so that it holds for streams and websockets alike.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import uuid
@@ -96,7 +97,8 @@ class Guard:
         return _is_address(name) or is_loopback(name) or name == socket.gethostname().lower()
 
     def _limited(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """`receive` that ends with 413 where the body outgrows its bound."""
+        """`receive` that ends with 413 where the body outgrows its bound, with 408 where it comes
+        a drop at a time; only waiting for the client counts."""
         if scope["type"] != "http":
             return receive
         if headers.get(b"content-encoding", b"identity") != b"identity":
@@ -108,14 +110,25 @@ class Guard:
         too_large = ApiError(413, f"the body is larger than {bound} bytes", code="body_too_large")
         if int(length) > bound:
             raise too_large
-        taken = 0
+        limits, loop = self.settings.limits, asyncio.get_running_loop()
+        taken, waited, whole = 0, 0.0, False
 
         async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > bound:
+            nonlocal taken, waited, whole
+            if whole:
+                return await receive()  # waits for the client to leave
+            begun = loop.time()
+            patience = limits.body_s + taken / limits.body_rate - waited
+            try:
+                async with asyncio.timeout(patience):
+                    message = await receive()
+            except TimeoutError:
                 # The one exception that the framework passes on from the middle of a body.
+                raise HTTPException(408, "the body came too slowly") from None
+            waited += loop.time() - begun
+            taken += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if taken > bound:
                 raise HTTPException(413, str(too_large))
             return message
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 
 import uvicorn
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 
 from timechat.ledger.database import Ledger
 from timechat.serve.app import create_app
+from timechat.serve.connection import BoundedProtocol
 from timechat.serve.follow import Follower
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry, Served
@@ -48,6 +49,23 @@ class Server(uvicorn.Server):
         self._draining = asyncio.create_task(drain())
 
 
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn listens: one parser of HTTP with bounds, whatever else is installed beside it."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=65,
+        timeout_graceful_shutdown=5,
+        http=BoundedProtocol,
+        ws="none",
+        h11_max_incomplete_event_size=64 << 10,
+    )
+
+
 def run(
     models: Iterable[Opened],
     settings: Settings,
@@ -82,18 +100,7 @@ async def _run(
     if tuning is not None:
         tuning.attach(app, registry)
         tuning.start(keys)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=65,
-        timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=64 << 10,
-    )
-    server = Server(config, registry, settings.limits.drain_s)
+    server = Server(configured(app, settings), registry, settings.limits.drain_s)
     loading = asyncio.create_task(
         _load(models, registry, settings, server, say, ledger is not None, follower)
     )

@@ -13,9 +13,12 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on one request and one caller. `body_bytes_of` lists other bounds by path prefix."""
+    """Bounds on one request and one caller. `body_bytes_of` lists other bounds by path prefix; a
+    body may take `body_s` seconds and one more for each `body_rate` bytes."""
 
     body_bytes: int = 4 * MIB
+    body_s: float = 20.0
+    body_rate: float = 4096.0
     body_bytes_of: Mapping[str, int] = field(default_factory=dict[str, int])
     answer_tokens: int = 8192
     schema_bytes: int = 64 << 10

@@ -1,0 +1,159 @@
+"""What one caller may take: places, time, the event loop; and what a full server says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from conftest import build_tokenizer
+
+from serve.conftest import build_site, says
+from timechat.engine.fake import FakeEngine
+from timechat.engine.scribe import ThreadScribe
+from timechat.model.render import Renderer
+from timechat.serve.settings import Limits, Settings
+
+BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+CHAT = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
+
+
+class StuckScribe(ThreadScribe):
+    """Renders when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(Renderer(build_tokenizer()))
+        self.asked = 0
+        self.go = asyncio.Event()
+
+    async def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> list[int]:
+        self.asked += 1
+        await self.go.wait()
+        return await super().prompt(messages, tools)
+
+
+def test_a_full_server_refuses_before_it_reads_what_is_asked() -> None:
+    site = build_site(FakeEngine(says("ok")), waiting=3)
+
+    async def crowd(client: httpx.AsyncClient) -> None:
+        scribe = StuckScribe()
+        site.responder.scribe = scribe
+        running = [asyncio.create_task(client.post(CHAT, json=BODY)) for _ in range(4)]
+        while scribe.asked < 4:
+            await asyncio.sleep(0.001)
+        spent: list[float] = []
+        for _ in range(5):
+            started = time.process_time()
+            refused = await client.post(CHAT, json=BODY)
+            spent.append(time.process_time() - started)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        # Within 50 ms of this process's own time: others on the machine do not count.
+        assert min(spent) < 0.05
+        assert scribe.asked == 4
+        scribe.go.set()
+        assert [(await one).status_code for one in running] == [200] * 4
+
+    site.run(crowd)
+
+
+def test_each_choice_of_an_answer_counts_for_its_key() -> None:
+    limits = Limits(per_key=3)
+    site = build_site(FakeEngine(says("x" * 500), interval_s=0.01), Settings(limits=limits))
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        refused = await client.post(CHAT, json={**BODY, "n": 4})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "n"
+        first = asyncio.create_task(client.post(CHAT, json={**BODY, "n": 2, "max_tokens": 20}))
+        while site.engine.running < 2:
+            await asyncio.sleep(0.005)
+        assert (await client.post(CHAT, json={**BODY, "n": 2})).status_code == 429
+        assert (await client.post(CHAT, json={**BODY, "max_tokens": 2})).status_code == 200
+        assert (await first).status_code == 200
+
+    site.run(ask)
+    assert not site.app.state.running
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_takes_too_long_is_ended(stream: bool) -> None:
+    engine = FakeEngine(says("x" * 4000), interval_s=0.05)
+    site = build_site(engine, Settings(limits=Limits(seconds=0.3)))
+    response = site.chat(stream=stream)
+    assert response.status_code == (200 if stream else 503)
+    last = response.text.strip().rpartition("data: ")[2]
+    assert json.loads(last)["error"]["code"] == "timeout"
+    assert len(engine.cancelled) == 1
+
+
+def test_an_answer_longer_than_the_server_gives_is_refused_by_name() -> None:
+    site = build_site(settings=Settings(limits=Limits(answer_tokens=10)))
+    for name in ("max_tokens", "max_completion_tokens"):
+        error = site.chat(**{name: 11}).json()["error"]
+        assert (error["param"], error["type"]) == (name, "invalid_request_error")
+
+
+def test_a_schema_beyond_its_bounds_is_refused() -> None:
+    site = build_site()
+
+    def asked(schema: Any) -> httpx.Response:
+        named = {"name": "s", "schema": schema}
+        return site.chat(response_format={"type": "json_schema", "json_schema": named})
+
+    deep: Any = {"type": "string"}
+    for _ in range(30):
+        deep = {"type": "object", "properties": {"a": deep}}
+    wide = {"enum": [f"word {n}" for n in range(9000)]}
+    for schema in (deep, wide, [], "x", None):
+        response = asked(schema)
+        assert response.status_code == 400, schema
+        assert response.json()["error"]["param"] == "response_format.json_schema.schema"
+    assert asked({"type": "string"}).status_code == 200
+    assert site.engine.requests[-1].schema == '{"type": "string"}'
+
+
+@pytest.mark.parametrize("size", [1_000_000, 4_000_000, 5_000_000])
+def test_a_prompt_of_megabytes_holds_the_event_loop_for_no_more_than_50_ms(size: int) -> None:
+    site = build_site()
+    asked = {**BODY, "messages": [{"role": "user", "content": "word " * (size // 5)}]}
+    body = json.dumps(asked).encode()
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        worst: list[float] = []
+        for _ in range(3):  # a neighbour may spoil one
+            probe = asyncio.create_task(_longest_hold())
+            await asyncio.sleep(0.02)
+            response = await client.post(CHAT, content=body, headers=JSON)
+            assert response.status_code == (413 if len(body) > 4 << 20 else 400)
+            probe.cancel()
+            worst.append(await probe)
+        assert min(worst) < 0.05
+
+    site.run(ask)
+    assert not site.engine.requests
+
+
+async def _longest_hold() -> float:
+    """The most processor time that this thread spent between two turns of a waiting task."""
+    worst = 0.0
+    try:
+        while True:
+            before = time.thread_time()
+            await asyncio.sleep(0.001)
+            worst = max(worst, time.thread_time() - before)
+    except asyncio.CancelledError:
+        return worst
+
+
+def test_tools_nested_beyond_reason_are_a_bad_request() -> None:
+    for depth in (200, 900, 5000):
+        body = json.dumps(BODY)[:-1] + ',"tools":[{"a":' + "[" * depth + "]" * depth + "}]}"
+        response = build_site().ask("POST", CHAT, content=body.encode(), headers=JSON)
+        assert response.status_code == 400, (depth, response.text)
