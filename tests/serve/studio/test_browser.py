@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from serve.conftest import Site, build_responder, build_site, listening, says
+from serve.studio.chromium import BROWSER, api, send
 from serve.studio.conftest import with_studio
 from serve.studio.story import RIGHT, WRONG, build_story
 from serve.studio.test_studio_api import build_run, serve_as_run
@@ -18,14 +14,8 @@ from timechat.engine.fake import FakeEngine
 from timechat.engine.protocol import Request
 from timechat.serve.registry import Served
 
-api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-]
+pytestmark = BROWSER
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
 ATTACKS = [
     "<script>window.hacked=1</script>",
     "<img src=x onerror=window.hacked=1>",
@@ -44,42 +34,6 @@ ATTACKS = [
     "<form action=https://evil.example><button>x</button></form>",
     "\u202egnihton",
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[api.Browser]:
-    api.expect.set_options(timeout=60_000)
-    with api.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: api.Browser) -> Iterator[api.Page]:
-    """A page on which a script's error, a refused policy or a foreign request is a failure."""
-    context = browser.new_context(viewport={"width": 1200, "height": 800})
-    faults: list[str] = []
-    context.on("page", lambda opened: watch(opened, faults))
-    yield context.new_page()
-    context.close()
-    assert faults == []
-
-
-def watch(page: api.Page, faults: list[str]) -> None:
-    """Put down a script's error, and any request that does not go to this machine."""
-    page.set_default_timeout(60_000)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda r: is_foreign(r.url) and faults.append(f"asked {r.url}"))
-
-
-def is_foreign(address: str) -> bool:
-    return not address.startswith(("http://127.0.0.1:", "data:", "blob:", "about:"))
-
-
-def send(page: api.Page, words: str) -> None:
-    page.get_by_label("Message").fill(words)
-    page.keyboard.press("Enter")
 
 
 def test_an_answer_streams_is_kept_and_is_found_again(studio: Site, page: api.Page) -> None:
@@ -221,7 +175,6 @@ def test_a_wrong_answer_is_corrected_learned_switched_to_and_taken_back(
         page.get_by_label("What should it have said?").fill(RIGHT)
         page.get_by_label("The fact itself").fill("9:30")
         page.get_by_label("Other ways to ask").fill("What time do you open?")
-        shot(page, "correct")
         page.get_by_role("button", name="Save correction").click()
         api.expect(page.locator("#status")).to_contain_text("learn from it")
         page.get_by_role("link", name="Corrections").click()
@@ -233,8 +186,6 @@ def test_a_wrong_answer_is_corrected_learned_switched_to_and_taken_back(
         api.expect(page.locator("#learn-what")).to_contain_text("Version 1 answers")
         for words in ("Corrections in other words", "Earlier test set", "General ability"):
             api.expect(page.get_by_role("region", name="Three sets")).to_contain_text(words)
-        page.locator("#learning").scroll_into_view_if_needed()
-        shot(page, "learned")
         page.get_by_role("link", name="Chat").click()
         send(page, "What time do you open?")
         api.expect(page.get_by_role("log")).to_contain_text(RIGHT)
@@ -297,9 +248,3 @@ def test_the_policy_lets_in_no_inline_script_and_no_foreign_host(
             assert refused.startswith("script-src")
             assert page.evaluate("window.hacked") is None
             assert page.locator("[style], [onclick], script:not([src])").count() <= 1
-
-
-def shot(page: api.Page, name: str) -> None:
-    """A picture for the docs, where `TIMECHAT_SHOTS` names a folder for them."""
-    if folder := os.environ.get("TIMECHAT_SHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
@@ -20,8 +20,10 @@ from timechat.store import read_json, read_lines
 
 router = APIRouter(tags=["studio"])
 
+Point = TypeVar("Point")
 MAX_POINTS = 400
-MAX_SAMPLES = 40
+# Watched answers shown of each question: enough to see it learn, few enough to read.
+MAX_ANSWERS = 10
 # The report brings its own style and drawings inline; it gets an origin of its own and no scripts.
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -44,7 +46,7 @@ def one_run(name: str, request: Request) -> dict[str, Any]:
         "validation": thinned(validations),
         "plan": _json(run / "plan.json").get("numbers", {}),
         "report": _json(run / "report.json"),
-        "samples": list(_lines(run / "samples.jsonl"))[-MAX_SAMPLES:],
+        "watched": _watched(run),
     }
 
 
@@ -57,10 +59,20 @@ def report(name: str, request: Request) -> Response:
     return FileResponse(path, media_type="text/html; charset=utf-8", headers=headers)
 
 
-def thinned(points: list[list[float]]) -> list[list[float]]:
-    """At most MAX_POINTS of them, evenly, the last one always there."""
-    stride = max(1, -(-len(points) // MAX_POINTS))
+def thinned(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
+    """At most `most` of them, evenly, the last one always there."""
+    stride = max(1, -(-len(points) // most))
     return points[::-1][::stride][::-1]
+
+
+def _watched(run: Path) -> list[dict[str, Any]]:
+    """The questions that are asked at every validation, each with its answers by step."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in _lines(run / "samples.jsonl"):
+        question = {"question": row["question"], "reference": row["reference"], "answers": []}
+        known = found.setdefault(row["question"], question)
+        known["answers"].append([row["step"], row["answer"]])
+    return [one | {"answers": thinned(one["answers"], MAX_ANSWERS)} for one in found.values()]
 
 
 def _runs(request: Request) -> Iterator[tuple[Path, str | None]]:

@@ -13,8 +13,8 @@ export async function call(method, path, body) {
   return response.status === 204 ? null : response.json();
 }
 
-// The parts of an answer as they come: {text} or, last, {finish, usage}. Aborting the signal closes
-// the connection, which is what stops the engine.
+// The parts of an answer as they come: {text} or, last, {finish, usage}. One that breaks off is a
+// fault, never a short answer. Aborting the signal closes the connection, which stops the engine.
 export async function* answer(request, signal) {
   const response = await fetch("/v1/chat/completions", {
     method: "POST",
@@ -34,6 +34,7 @@ export async function* answer(request, signal) {
     if (choice?.delta?.content) yield { text: choice.delta.content };
     if (chunk.usage) yield { finish, usage: chunk.usage };
   }
+  throw new ApiError("the connection ended before the answer did");
 }
 
 async function* events(stream) {

@@ -48,8 +48,10 @@ function nameStep() {
   at("step-name").value = step === undefined ? "best" : String(step);
 }
 
-// A checkpoint is loaded when it is first asked for.
+// A checkpoint is loaded when it is first asked for. Whoever is quicker than the list of models waits for it.
 async function modelNames() {
+  if (!chosen().name) await loadModels();
+  if (!chosen().name) throw new Error("No model is served here.");
   const step = chosenStep();
   const names = [chosen().name];
   if (step !== undefined) {
@@ -92,6 +94,8 @@ async function reply(conversation) {
       busy(false);
     }
     if (state.conversation === conversation) draw();
+    // What was pressed may have been drawn anew: whoever works by keyboard goes on at the message box.
+    if (document.activeElement === document.body) at("words").focus();
     await save(conversation);
   }
 }
@@ -163,10 +167,8 @@ function draw() {
 function drawTurn(turn, index) {
   if (turn.role === "user") {
     const node = make("article", { className: "turn user", ariaLabel: "You" }, turn.content);
-    const wrap = make("div", { className: "turn-row" }, node);
-    wrap.style.alignSelf = "flex-end";
-    wrap.append(button("Edit", () => edit(index), "Edit this message and ask again"));
-    return wrap;
+    const again = button("Edit", () => edit(index), "Edit this message and ask again");
+    return make("div", { className: "turn-row" }, node, again);
   }
   const answers = turn.answers.map((one, i) => drawAnswer(turn, one, i, index));
   return make("div", { className: "answers" }, ...answers);
@@ -186,6 +188,8 @@ function show(node, one) {
   const words = node.querySelector(".words");
   words.replaceChildren(render(one.content));
   words.classList.toggle("waiting", !one.finish);
+  // A screen reader is told the answer once, when it is there.
+  node.ariaBusy = String(!one.finish);
   const facts = [];
   if (one.ttft_ms !== undefined) facts.push(`first word ${one.ttft_ms} ms`);
   if (one.tokens_per_second) facts.push(`${one.tokens_per_second} tokens/s`);
@@ -297,7 +301,7 @@ async function openConversation(id) {
   at("system").value = state.conversation.system;
   draw();
   await list();
-  at("side").classList.remove("shown");
+  showSide(false);
   at("words").focus();
 }
 
@@ -314,7 +318,14 @@ function startNew() {
   at("system").value = "";
   draw();
   attempt(list);
+  showSide(false);
   at("words").focus();
+}
+
+// On a phone the list lies over the talk.
+function showSide(on) {
+  at("side").classList.toggle("shown", on);
+  at("menu").setAttribute("aria-expanded", String(on));
 }
 
 // ---- wiring
@@ -346,9 +357,7 @@ at("search").addEventListener("input", () => {
   clearTimeout(state.searching);
   state.searching = setTimeout(() => attempt(list), 200);
 });
-at("menu").addEventListener("click", () => {
-  at("menu").setAttribute("aria-expanded", String(at("side").classList.toggle("shown")));
-});
+at("menu").addEventListener("click", () => showSide(!at("side").classList.contains("shown")));
 at("setup").addEventListener("submit", (event) => event.preventDefault());
 
 attempt(() => loadModels().then(list));

@@ -5,33 +5,47 @@ import { call } from "./api.js";
 import { at, attempt, button, make, say } from "./dom.js";
 
 const EVERY_MS = 4000;
-let shown = null;
+const state = { shown: null, drawn: "" };
 
 async function list() {
   const { runs } = await call("GET", "/studio/runs");
   if (!runs.length) say("No run is served here. Serve one with: timechat serve runs/NAME");
   const rows = runs.map((run) =>
     make("tr", {},
-      make("td", {}, button(run.name, () => open(run.name), "Show this run", "")),
+      make("td", {}, button(run.name, () => open(run.name).then(() => at("run").querySelector("h2").focus()), "Show this run", "")),
       make("td", {}, run.verdict ?? "not finished"),
-      make("td", { className: "number" }, String(run.steps.at(-1) ?? 0)),
+      make("td", {}, String(run.steps.at(-1) ?? 0)),
       make("td", {}, ...(run.served ? [make("a", { href: `/?model=${encodeURIComponent(run.served)}` }, "chat with it")] : ["not served"])),
     ));
-  const head = make("tr", {}, ...["Run", "Verdict", "Newest checkpoint", ""].map((t) => make("th", {}, t)));
-  at("runs").replaceChildren(make("table", {}, head, ...rows));
-  if (!shown && runs.length) await open((runs.find((run) => run.served) ?? runs[0]).name);
+  const head = make("tr", {}, ...["Run", "Verdict", "Newest checkpoint", "Chat"].map((t) => make("th", { scope: "col" }, t)));
+  at("runs").replaceChildren(wide("Runs", make("table", {}, head, ...rows)));
+  if (!state.shown && runs.length) await open((runs.find((run) => run.served) ?? runs[0]).name);
 }
 
 async function open(name) {
-  shown = name;
+  state.shown = name;
   const run = await call("GET", `/studio/runs/${encodeURIComponent(name)}`);
-  if (shown !== name) return;
+  if (state.shown !== name) return;
+  draw(run);
+  if (!run.verdict) setTimeout(() => state.shown === name && open(name).catch(() => {}), EVERY_MS);
+}
+
+// A look that found nothing new leaves the page as it is, with what is open, focused or selected.
+function draw(run) {
+  const told = JSON.stringify(run);
+  if (told === state.drawn) return;
+  state.drawn = told;
+  const isOpen = at("run").querySelector("details")?.open ?? false;
   at("run").replaceChildren(
-    make("h2", {}, name),
+    make("h2", { tabIndex: -1 }, run.name),
     make("p", {}, run.headline ?? "This run has no report yet; it is training, or was stopped."),
-    ...curves(run), ...checks(run), ...plan(run), ...samples(run),
+    ...curves(run), ...checks(run), ...plan(run, isOpen), ...watched(run), ...samples(run),
   );
-  if (!run.verdict) setTimeout(() => shown === name && open(name).catch(() => {}), EVERY_MS);
+}
+
+// On a narrow screen a table moves inside its own frame.
+function wide(name, table) {
+  return make("div", { className: "wide", tabIndex: 0, role: "region", ariaLabel: name }, table);
 }
 
 function curves(run) {
@@ -77,15 +91,28 @@ function checks(run) {
   const rows = found.map((check) =>
     make("tr", {}, make("td", { className: check.passed ? "pass" : "fault" }, check.passed ? "✓" : "✗"), make("td", {}, check.name), make("td", {}, check.figure)));
   const report = make("a", { href: `/studio/runs/${encodeURIComponent(run.name)}/report`, target: "_blank", rel: "noopener" }, "the whole report");
-  return [make("h3", {}, "Six checks"), make("table", {}, ...rows), make("p", {}, report)];
+  return [make("h3", {}, "Six checks"), wide("Checks", make("table", {}, ...rows)), make("p", {}, report)];
 }
 
-function plan(run) {
+function plan(run, isOpen) {
   const names = Object.keys(run.plan);
   if (!names.length) return [];
   const rows = names.map((name) =>
     make("tr", {}, make("td", {}, name), make("td", { className: "number" }, String(run.plan[name].value)), make("td", {}, run.plan[name].rule)));
-  return [make("details", {}, make("summary", {}, "Plan: every number with its reason"), make("table", {}, ...rows))];
+  const summary = make("summary", {}, "Plan: every number with its reason");
+  return [make("details", { open: isOpen }, summary, wide("Plan", make("table", {}, ...rows)))];
+}
+
+function watched(run) {
+  if (!run.watched.length) return [];
+  const tables = run.watched.map((one) => {
+    const rows = one.answers.map(([step, text]) =>
+      make("tr", {}, make("td", { className: "number" }, String(step)), make("td", {}, text)));
+    const head = make("tr", {}, ...["Step", "Answer"].map((t) => make("th", { scope: "col" }, t)));
+    const caption = make("caption", {}, one.question, make("span", { className: "who" }, ` (${one.reference})`));
+    return wide(one.question, make("table", { className: "watched" }, caption, head, ...rows));
+  });
+  return [make("h3", {}, "Watched answers"), ...tables];
 }
 
 function samples(run) {
@@ -93,8 +120,8 @@ function samples(run) {
   const rows = answers.slice(0, 20).map((s) =>
     make("tr", {}, ...[s.question, s.before, s.after, s.reference].map((text) => make("td", {}, text))));
   if (!rows.length) return [];
-  const head = make("tr", {}, ...["Question", "Before", "After", "Reference"].map((t) => make("th", {}, t)));
-  return [make("h3", {}, "Answers before and after"), make("table", {}, head, ...rows)];
+  const head = make("tr", {}, ...["Question", "Before", "After", "Reference"].map((t) => make("th", { scope: "col" }, t)));
+  return [make("h3", {}, "Answers before and after"), wide("Answers before and after", make("table", {}, head, ...rows))];
 }
 
 attempt(list);
