@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from timechat.evals.chance import Floats
+from timechat.evals.chance import Floats, cluster_means, interval, standard_error
 from timechat.evals.compare import compare
 from timechat.evals.power import power
 from timechat.records import Score
@@ -36,6 +36,10 @@ def scores(values: Floats, cluster: Floats) -> list[Score]:
 
 
 def verdict(before: Floats, after: Floats, cluster: Floats, seed: int) -> str:
+    means = cluster_means(after - before, cluster)
+    low, high = interval(float(means.mean()), standard_error(means), len(means))
+    if low <= 0 <= high:  # no claim without the interval: the slow p value changes nothing
+        return "inconclusive"
     pair = scores(before, cluster), scores(after, cluster)
     return compare("simulated", *pair, kind="gain", seed=seed).verdict
 

@@ -180,6 +180,28 @@ def test_page_tells_the_whole_story(tmp_path):
         assert wanted in text, wanted
 
 
+def test_strengths_and_answers_as_texts_are_told_in_both_forms(tmp_path):
+    def at(strength, after):
+        task = {"after": after, "difference": after, "ci95": (0.0, 0.9), "verdict": "improved"}
+        kept = {"after": 0.6, "difference": -0.04, "ci95": (-0.1, 0.02), "verdict": "undecided"}
+        found = {"strength": strength, "accuracy": 0.5, "error": 0.01, "drift": 0.07}
+        return found | {"task": task, "retention": kept}
+
+    settings = [at(0.0, 0.1), at(0.75, 0.6), at(1.0, 0.7)]
+    side = {"mean_words": 7.25, "distinct_2": 0.5, "empty": 3, "first_token_ms": 41.6}
+    details = {
+        "slider": {"chosen": 0.75, "used": 1.0, "settings": settings},
+        "answers": {"before": side, "after": {**side, "first_token_ms": None}},
+    }
+    _, markdown, page = write(tmp_path, replace(REPORT, details=details))
+    seen = " ".join(parse(page).text)
+    for wanted in ("0.75 (best on validation)", "1 (in use)", "+0.070 nats", "42 ms", "7.2"):
+        assert wanted in markdown, wanted
+        assert wanted in seen, wanted
+    assert "not measured" in markdown
+    assert page.count('<svg class="chart"') == 3
+
+
 @pytest.mark.parametrize("curves", [{}, {"train": []}, {"train": [(1, math.nan)]}])
 def test_empty_curves_leave_the_chart_out(tmp_path, curves):
     page = write(tmp_path, replace(REPORT, samples=(), groups={}, run={}), curves)[2]

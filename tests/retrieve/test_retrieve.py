@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from timechat.errors import DataError, UserError
+from timechat.errors import DataError, ModelError, UserError
 from timechat.model.load import Loaded
-from timechat.retrieve import index
+from timechat.retrieve import index, minilm
 from timechat.retrieve.chunks import cut, read_chunks
 from timechat.retrieve.embed import Embedder
 from timechat.retrieve.index import Bm25, Dense, fuse
@@ -95,3 +96,29 @@ def test_the_base_model_embeds_alike_alone_and_in_a_batch(loaded: Loaded) -> Non
         assert embedder.embed([text])[0] == pytest.approx(row, abs=1e-4)
     centred = embedder.centre(together)
     assert centred.mean(0) == pytest.approx(np.zeros(together.shape[1]), abs=1e-5)
+
+
+def test_faiss_finds_what_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="the extra `retrieval` is not installed")
+    random = np.random.default_rng(2)
+    vectors = random.normal(size=(500, 16)).astype(np.float32)
+    queries = random.normal(size=(20, 16)).astype(np.float32)
+    exact = Dense(vectors)
+    monkeypatch.setattr(index, "MANY", 10)
+    quick = Dense(vectors)
+    assert quick._index is not None
+    assert [quick.search(q, 5) for q in queries] == [exact.search(q, 5) for q in queries]
+
+
+def test_a_missing_small_embedder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_anywhere")
+    with pytest.raises(ModelError, match=r"timechat\[retrieval\]"):
+        minilm.MiniLm()
+
+
+def test_the_small_embedder_lays_what_means_the_same_together() -> None:
+    if importlib.util.find_spec(minilm.PACKAGE) is None:
+        pytest.skip("the extra `retrieval` is not installed")
+    texts = ["The cat sits on the mat.", "A feline rests upon a rug.", "Stocks fell on Monday."]
+    cat, feline, stocks = index.normalise(minilm.MiniLm().embed(texts))
+    assert cat @ feline > 0.4 > cat @ stocks

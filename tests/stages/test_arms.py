@@ -16,13 +16,15 @@ from timechat.errors import DataError, RecipeError
 from timechat.evals import suite
 from timechat.records import Measure, Score
 from timechat.stages.arms import Arm, few_shot, parse_arms, tell_enough, weigh_arm, with_prompt
-from timechat.stages.versus import Options, versus
+from timechat.stages.contest import Options
+from timechat.stages.versus import versus
 from timechat.stages.watch import Watcher
 from timechat.store import read_json
 
 
 @pytest.fixture(autouse=True)
-def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
     whole = suite._rows
     step = dict.fromkeys(suite.ITEMS, 40)
     monkeypatch.setattr(suite, "_rows", lambda name: whole(name)[:: step.get(name, 7)])
@@ -80,10 +82,11 @@ def test_every_arm_is_asked_paired_and_shown(
     documents.mkdir()
     (documents / "doors.md").write_text("Every door is green.\n\nEvery roof is red.")
     names = [str(tiny_base), str(tiny_base)]
-    options = Options(("prompt", "retrieval", "tuned-retrieval"), documents)
+    options = Options(("prompt", "retrieval", "bm25", "dense", "tuned-retrieval"), documents)
     report, out = versus(names, questions, "", tmp_path / "out", Watcher(), options)
     arms = read_json(out / "report.json")["details"]["arms"]
-    assert [arm["name"] for arm in arms] == ["prompt", "retrieval", "tuned-retrieval"]
+    wanted = ["prompt", "retrieval", "bm25", "dense", "tuned-retrieval"]
+    assert [arm["name"] for arm in arms] == wanted
     assert arms[0]["against_base"]["n"] == 12
     assert any("enough" in finding for finding in report.findings)
     assert "tuned-retrieval" in (out / "report.html").read_text()
@@ -197,6 +200,14 @@ def test_unknown_arms_and_retrieval_without_documents_are_refused() -> None:
     with pytest.raises(RecipeError, match="--documents"):
         parse_arms("retrieval", None)
     assert parse_arms("prompt, few-shot,prompt", None) == ("prompt", "few-shot")
+
+
+def test_strengths_need_the_validation_rows_of_a_run(
+    tiny_base: Path, questions: Path, tmp_path: Path
+) -> None:
+    names = [str(tiny_base), str(tiny_base)]
+    with pytest.raises(RecipeError, match="name RUN alone"):
+        versus(names, questions, "", tmp_path / "out", Watcher(), Options(("strengths",)))
 
 
 def test_few_shot_shows_the_nearest_rows_of_other_groups_and_the_question_last() -> None:

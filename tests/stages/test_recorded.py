@@ -12,8 +12,8 @@ from timechat.errors import DataError, RecipeError
 from timechat.evals import suite
 from timechat.evals.suite import Decoding
 from timechat.records import Report
-from timechat.stages import sides, versus
-from timechat.stages.versus import Options
+from timechat.stages import contest, sides, versus
+from timechat.stages.contest import Options
 from timechat.stages.watch import Watcher
 from timechat.store import read_json, write_json
 
@@ -68,7 +68,7 @@ def test_two_reports_are_compared_without_asking_and_as_if_they_were_asked(
         assert measure.difference == pytest.approx(measured[measure.name], abs=1e-12)
     details = read_json(tmp_path / "both" / "report.json")["details"]
     assert details["questions_sha256"] == whole.details["questions_sha256"]
-    assert details["decoding"]["max_new_tokens"] == versus.MAX_NEW_TOKENS
+    assert details["decoding"]["max_new_tokens"] == contest.MAX_NEW_TOKENS
 
 
 @pytest.mark.parametrize("change", [{"count": 6}, {"answer": "It is red."}])

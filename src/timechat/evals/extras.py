@@ -12,6 +12,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from timechat.evals.plots import Line, draw_chart
+
+SLIDER_COLUMNS = (
+    *("strength", "validation accuracy", "drift of general answers", "answer score on the test"),
+    *("against the base", "general ability", "general ability kept"),
+)
+TEXT_COLUMNS = ("answers", "mean words", "different word pairs", "empty", "first token")
 ARM_COLUMNS = (
     "arm",
     "score",
@@ -42,6 +49,74 @@ def list_arms(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 def draw_arms(details: Mapping[str, Any]) -> str:
     arms = details.get("arms")
     return _table(ARM_COLUMNS, list_arms(arms)) if arms else ""
+
+
+def list_slider(slider: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row a strength, in words; the chosen one and the one in use are marked."""
+    rows: list[tuple[str, ...]] = []
+    for at in slider["settings"]:
+        marks = [
+            mark
+            for mark, key in (("best on validation", "chosen"), ("in use", "used"))
+            if at["strength"] == slider[key]
+        ]
+        rows.append(
+            (
+                f"{at['strength']:g}" + (f" ({', '.join(marks)})" if marks else ""),
+                f"{at['accuracy']:.1%}",
+                f"{at['drift']:+.3f} nats a token",
+                f"{at['task']['after']:.1%}",
+                _points(at["task"]),
+                f"{at['retention']['after']:.1%}",
+                _points(at["retention"]),
+            )
+        )
+    return rows
+
+
+def draw_slider(details: Mapping[str, Any]) -> str:
+    """What each strength gives and costs, drawn and as a table."""
+    slider = details.get("slider")
+    if not slider:
+        return ""
+
+    def points(name: str) -> list[tuple[float, float]]:
+        return [(at["strength"], at[name]["after"]) for at in slider["settings"]]
+
+    lines = [
+        Line("answer score", points("task"), "first", dots=True),
+        Line("general ability", points("retention"), "third", dots=True),
+    ]
+    chart = draw_chart(lines, label="What each strength gives", percent=True, across="strength")
+    caption = "On the test questions. Which one to take was chosen on validation rows."
+    return f"<figure>{chart}<figcaption>{caption}</figcaption></figure>" + _table(
+        SLIDER_COLUMNS, list_slider(slider)
+    )
+
+
+def list_texts(answers: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Length, variety, empty answers and the wait for the first token, a row a side."""
+    rows: list[tuple[str, ...]] = []
+    for side in ("before", "after"):
+        if side not in answers:
+            continue
+        found = answers[side]
+        wait = found.get("first_token_ms")
+        rows.append(
+            (
+                side,
+                f"{found['mean_words']:.1f}",
+                f"{found['distinct_2']:.0%}",
+                str(found["empty"]),
+                "not measured" if wait is None else f"{wait:.0f} ms",
+            )
+        )
+    return rows
+
+
+def draw_texts(details: Mapping[str, Any]) -> str:
+    answers = details.get("answers")
+    return _table(TEXT_COLUMNS, list_texts(answers)) if answers else ""
 
 
 def draw_labels(details: Mapping[str, Any]) -> str:

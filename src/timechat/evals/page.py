@@ -16,6 +16,8 @@ from timechat.evals.extras import (
     draw_arms,
     draw_judge,
     draw_labels,
+    draw_slider,
+    draw_texts,
     mark_changes,
 )
 from timechat.evals.figures import (
@@ -81,6 +83,8 @@ def build_page(report: Report, curves: Curves) -> str:
         _section("Loss and accuracy", _build_curves(curves)),
         _section("Change per group", _build_groups(report)),
         _section("Without training, and beside it", draw_arms(report.details)),
+        _section("How strongly to apply it", draw_slider(report.details)),
+        _section("The answers as texts", draw_texts(report.details)),
         _section("Labels", draw_labels(report.details)),
         _section("A judge's view", draw_judge(report.details)),
         _section("Gained most", _build_samples(report.best)),

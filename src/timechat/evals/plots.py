@@ -80,8 +80,13 @@ def draw_bar(value: float, extent: float) -> str:
     )
 
 
-def draw_chart(lines: Sequence[Line], *, label: str, percent: bool = False) -> str:
-    """A line chart with axes and a legend; an empty string when there is nothing to draw."""
+def draw_chart(
+    lines: Sequence[Line], *, label: str, percent: bool = False, across: str = "step"
+) -> str:
+    """A line chart with axes and a legend; an empty string when there is nothing to draw.
+
+    `across` is what the values of x are.
+    """
     drawn = [(line, thin(line.points)) for line in lines]
     drawn = [(line, points) for line, points in drawn if points]
     if not drawn:
@@ -97,7 +102,7 @@ def draw_chart(lines: Sequence[Line], *, label: str, percent: bool = False) -> s
         width=400,
         height=190,
     )
-    parts = [_draw_grid(frame, y_ticks, percent)]
+    parts = [_draw_grid(frame, y_ticks, percent, across)]
     parts += [_draw_line(frame, line, points) for line, points in drawn]
     parts.append(_draw_legend([line for line, _ in drawn]))
     return (
@@ -146,7 +151,7 @@ def _widen(low: float, high: float) -> tuple[float, float]:
     return low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
 
 
-def _draw_grid(frame: _Frame, y_ticks: list[float], percent: bool) -> str:
+def _draw_grid(frame: _Frame, y_ticks: list[float], percent: bool, across: str) -> str:
     parts: list[str] = []
     right, bottom = frame.left + frame.width, frame.top + frame.height
     for tick in y_ticks:
@@ -166,7 +171,8 @@ def _draw_grid(frame: _Frame, y_ticks: list[float], percent: bool) -> str:
             f'text-anchor="middle">{tick:.6g}</text>'
         )
     parts.append(
-        f'<text class="tick" x="{right}" y="{bottom + 33:.1f}" text-anchor="end">step</text>'
+        f'<text class="tick" x="{right}" y="{bottom + 33:.1f}" text-anchor="end">'
+        f"{html.escape(across)}</text>"
     )
     return "".join(parts)
 

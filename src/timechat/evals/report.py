@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from timechat.evals.compare import read_margin
-from timechat.evals.extras import ARM_COLUMNS, list_arms
+from timechat.evals.extras import (
+    ARM_COLUMNS,
+    SLIDER_COLUMNS,
+    TEXT_COLUMNS,
+    list_arms,
+    list_slider,
+    list_texts,
+)
 from timechat.evals.figures import (
     VERDICT_WORDS,
     write_bounds,
@@ -119,6 +126,11 @@ def build_markdown(report: Report) -> str:
             *_table(ARM_COLUMNS, list_arms(arms)),
             "",
         ]
+    if slider := report.details.get("slider"):
+        table = _table(SLIDER_COLUMNS, list_slider(slider))
+        lines += ["## How strongly to apply it", "", *table, ""]
+    if answers := report.details.get("answers"):
+        lines += ["## The answers as texts", "", *_table(TEXT_COLUMNS, list_texts(answers)), ""]
     if costs := list_costs(report.run):
         lines += ["## What it cost", "", *_table(("", ""), costs), ""]
     lines += ["## How to read this", "", *(f"- {_escape(note)}" for note in FOOTNOTES), ""]

@@ -21,15 +21,23 @@ from timechat.evals.scorers import answer_score, scorer_name
 from timechat.evals.suite import Task
 from timechat.model.load import Loaded
 from timechat.records import Measure, Score
-from timechat.retrieve.chunks import Chunk, read_chunks
-from timechat.retrieve.embed import Embedder
-from timechat.retrieve.index import Bm25, Dense, fuse
+from timechat.retrieve.index import Bm25
+from timechat.stages.library import By, Library
 from timechat.stages.remember import Memory
 from timechat.stages.watch import Watcher
 
-ARMS = ("prompt", "few-shot", "retrieval", "tuned-retrieval")
-UNTRAINED = ("prompt", "few-shot", "retrieval")
-SHOTS, CHUNKS = 4, 3
+RETRIEVAL: dict[str, By] = {
+    "retrieval": "both",
+    "bm25": "words",
+    "dense": "meaning",
+    "tuned-retrieval": "both",
+}
+"""The arms that look things up, and by what."""
+STRENGTHS = "strengths"
+"""Not one arm but the tuned model at every strength: `slider` asks it."""
+ARMS = ("prompt", "few-shot", *RETRIEVAL, STRENGTHS)
+UNTRAINED = ("prompt", "few-shot", "retrieval", "bm25", "dense")
+SHOTS = 4
 ENOUGH = 0.05
 """How far below the tuned model an arm may lie, in answer score, and still be called enough."""
 PROMPT = (
@@ -62,7 +70,7 @@ def parse_arms(text: str, documents: Path | None) -> tuple[str, ...]:
     for name in names:
         if name not in ARMS:
             raise RecipeError(f"no arm {name!r}: {nearest(name, ARMS)}")
-        if name.endswith("retrieval") and documents is None:
+        if name in RETRIEVAL and documents is None:
             raise RecipeError(f"the arm {name!r} needs --documents DIR to look things up in")
     return tuple(dict.fromkeys(names))
 
@@ -84,28 +92,6 @@ def few_shot(question: Conversation, rows: Sequence[Conversation], k: int = SHOT
     return [*system, *shown, *(m for m in question.question if m.role != "system")]
 
 
-class Library:
-    """Documents and the way to find the chunks that a question needs: words and meaning fused."""
-
-    def __init__(self, chunks: Sequence[Chunk], embedder: Embedder, watcher: Watcher) -> None:
-        self.chunks = list(chunks)
-        texts = [chunk.text for chunk in chunks]
-        tick = watcher.track(f"reading {len(texts)} chunks of documents", len(texts))
-        self.words = Bm25(texts)
-        self.embedder = embedder
-        self.meaning = Dense(embedder.centre(embedder.embed(texts, tick)))
-
-    def look_up(self, query: str, k: int = CHUNKS) -> list[Chunk]:
-        vector = self.embedder.embed([query])[0]
-        rankings = (self.words.search(query, 4 * k), self.meaning.search(vector, 4 * k))
-        return [self.chunks[i] for i in fuse(rankings, k)]
-
-    def with_excerpts(self, question: Conversation) -> list[Message]:
-        found = self.look_up(question.question[-1].content)
-        excerpts = "\n\n".join(chunk.text for chunk in found)
-        return _under(question, READ + excerpts)
-
-
 def with_prompt(question: Conversation) -> list[Message]:
     return _under(question, PROMPT)
 
@@ -117,8 +103,14 @@ def _under(question: Conversation, text: str) -> list[Message]:
     return [Message("system", f"{system}\n\n{text}" if system else text), *rest]
 
 
-def build_library(documents: Path, loaded: Loaded, watcher: Watcher) -> Library:
-    return Library(read_chunks(documents), Embedder(loaded), watcher)
+def with_excerpts(library: Library, by: By) -> Ask:
+    """A way to ask with what the library has on the question before it."""
+
+    def ask(question: Conversation) -> list[Message]:
+        found = library.look_up(question.question[-1].content, by)
+        return _under(question, READ + "\n\n".join(chunk.text for chunk in found))
+
+    return ask
 
 
 def answer_arm(

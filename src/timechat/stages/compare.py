@@ -111,7 +111,7 @@ def build_report(
         run=run,
         findings=findings,
         details={
-            "answers": describe(task.questions, before.answers, after.answers),
+            "answers": _describe(task, before, after),
             "questions_sha256": task.digest,
             **({"decoding": extra.decoding.to_dict()} if extra.decoding else {}),
             **extra.details,
@@ -121,6 +121,14 @@ def build_report(
     )
     write_report(report, out, curves(out))
     return report
+
+
+def _describe(task: Task, before: Snapshot, after: Snapshot) -> dict[str, Any]:
+    found = describe(task.questions, before.answers, after.answers)
+    for name, shot in (("before", before), ("after", after)):
+        if shot.first_token_ms is not None:
+            found[name]["first_token_ms"] = shot.first_token_ms
+    return found
 
 
 def measure_all(task: Task, before: Snapshot, after: Snapshot, margin: float) -> list[Measure]:

@@ -5,11 +5,14 @@ Taken of the base before training and of the best checkpoint after it; `compare`
 
 from __future__ import annotations
 
+import statistics
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation, Message
+from timechat.engine.protocol import Sampling
 from timechat.engine.torch import TorchEngine
 from timechat.evals.run import Choosing, Likelihood, likelihoods
 from timechat.evals.sample import keep_only
@@ -19,14 +22,18 @@ from timechat.model.load import Loaded
 from timechat.records import Score
 from timechat.stages.remember import Memory, ask_general
 from timechat.stages.watch import Watcher
-from timechat.store import read_lines, write_lines
+from timechat.store import read_json, read_lines, write_json, write_lines
 
 FILES = ("task", "choices", "prose", "general")
+TIMING = "timing.json"
+# Questions whose first token is waited for, and the seconds after which no more are.
+TIMED, TIMED_S = 8, 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A model's answers and likelihoods, each list in its suite's order."""
+    """A model's answers and likelihoods, each list in its suite's order; and how long its first
+    token takes (the median, one question at a time), where that was measured."""
 
     answers: list[str]
     scores: list[Score]
@@ -34,6 +41,7 @@ class Snapshot:
     choices: list[Choosing]
     prose: list[Likelihood]
     general: list[Likelihood]
+    first_token_ms: float | None = None
 
 
 def take(
@@ -53,7 +61,7 @@ def take(
     rows = task.examples
     references = memory.rate(rows, tick) if memory else likelihoods(loaded.model, rows, tick)
     found = memory.ask(general, tick) if memory else ask_general(loaded, general, tick)
-    return Snapshot(answers, scores, references, *found)
+    return Snapshot(answers, scores, references, *found, wait_for_token(loaded, task))
 
 
 def answers_only(
@@ -66,7 +74,23 @@ def answers_only(
 ) -> Snapshot:
     """The answers alone: all that can be compared with an endpoint."""
     found = _answer(loaded, task, max_new_tokens, watcher, name, memory)
-    return Snapshot(*found, [], [], [], [])
+    return Snapshot(*found, [], [], [], [], wait_for_token(loaded, task))
+
+
+def wait_for_token(loaded: Loaded, task: Task) -> float:
+    """Milliseconds from a question to its answer's first token: the median over a few questions
+    spread over the task, after one that warms the machine up; fewer where they take long."""
+    spread = task.prompts[:: max(1, len(task.prompts) // TIMED)][:TIMED]
+    engine, one = TorchEngine(loaded.model), Sampling(max_new_tokens=1)
+    waits: list[float] = []
+    begun = time.perf_counter()
+    for prompt in (spread[0], *spread):
+        started = time.perf_counter()
+        list(engine.stream(prompt, one, frozenset()))
+        waits.append(1000 * (time.perf_counter() - started))
+        if time.perf_counter() - begun > TIMED_S:
+            break
+    return statistics.median(waits[1:] or waits)
 
 
 def _answer(
@@ -114,6 +138,8 @@ def write(snapshot: Snapshot, task: Task, folder: Path) -> None:
     write_lines(folder / "choices.jsonl", map(asdict, snapshot.choices))
     write_lines(folder / "prose.jsonl", map(asdict, snapshot.prose))
     write_lines(folder / "general.jsonl", map(asdict, snapshot.general))
+    if snapshot.first_token_ms is not None:
+        write_json(folder / TIMING, {"first_token_ms": round(snapshot.first_token_ms, 1)})
 
 
 def read(folder: Path, task: Task) -> Snapshot | None:
@@ -144,6 +170,7 @@ def read_answers(folder: Path) -> tuple[list[Conversation], Snapshot] | None:
         [_choosing(row) for row in read_lines(folder / "choices.jsonl")],
         [Likelihood(**row) for row in read_lines(folder / "prose.jsonl")],
         [Likelihood(**row) for row in read_lines(folder / "general.jsonl")],
+        read_json(folder / TIMING)["first_token_ms"] if (folder / TIMING).is_file() else None,
     )
 
 

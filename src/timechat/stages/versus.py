@@ -1,74 +1,36 @@
 """`compare` on the command line: a run's before and after again, any two models, and the arms.
 
-The order of things is here; one side is asked in `sides`, arms are `arms`', a judge `judging`'s,
-two finished reports `recorded`'s.
+The order of things is here; one side is asked in `sides`, the arms in `contest`, a judge in
+`judging`, and two finished reports are `recorded`'s.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation
 from timechat.data.sources import read_questions
 from timechat.errors import DataError, RecipeError
-from timechat.evals.compare import compare
 from timechat.evals.suite import Decoding, General, general_suite, task_suite
 from timechat.model.load import load_tokenizer, resolve
 from timechat.model.render import Renderer
-from timechat.recipe import Evaluate, load_recipe
+from timechat.recipe import load_recipe
 from timechat.records import Check, Report
 from timechat.stages import snapshot
-from timechat.stages.arms import (
-    Arm,
-    Ask,
-    answer_arm,
-    build_library,
-    few_shot,
-    leave_answers,
-    tell_enough,
-    weigh_arm,
-    with_prompt,
-    without_answers,
-)
+from timechat.stages.arms import STRENGTHS
 from timechat.stages.compare import Extra, build_report, say_power
-from timechat.stages.hosted import Price
+from timechat.stages.contest import Contest, Known, Options
 from timechat.stages.judging import judge_answers
 from timechat.stages.prepare import load_prepared, rows_of_run
 from timechat.stages.recorded import REPORT, compare_reports, is_report, refuse_other_questions
 from timechat.stages.sides import Asker, Side, is_address
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, write_lines
+from timechat.store import read_json
 
-MAX_NEW_TOKENS = 96
 MAX_QUESTIONS = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to compare with, beside the two models. `judge` and `hosted` are addresses."""
-
-    arms: tuple[str, ...] = ()
-    documents: Path | None = None
-    hosted: str = ""
-    judge: str = ""
-    wanted_format: str = ""
-    offline: bool = False
-    prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """The checks and costs of the run that is compared, where one run is."""
-
-    checks: list[Check] = field(default_factory=list[Check])
-    costs: dict[str, Any] = field(default_factory=dict[str, Any])
-    max_new_tokens: int = MAX_NEW_TOKENS
-    margin: float = Evaluate().retention_margin
-    trained: tuple[Conversation, ...] = ()
 
 
 def versus(
@@ -91,10 +53,10 @@ def versus(
     if any(map(is_report, models)):
         return _reports(models, questions, out, watcher, options)
     run = Path(models[0].partition("@")[0])
-    again = _Known()
+    again = Known()
     names = list(models)
     if len(models) == 1:
-        again = _known(run)
+        again = _known(models[0])
         names = [load_recipe(run / "recipe.yaml").base, models[0]]
     elif questions is None:
         _refuse_two_minds(models)
@@ -110,7 +72,7 @@ class _Comparison:
         self,
         names: list[str],
         rows: list[Conversation],
-        known: _Known,
+        known: Known,
         out: Path,
         watcher: Watcher,
         options: Options,
@@ -122,6 +84,8 @@ class _Comparison:
         local = [name for name in names if not is_address(name)]
         if options.arms and len(local) != 2:
             raise RecipeError("arms are made of two local models: a base and a tuned one")
+        if STRENGTHS in options.arms and not known.validation:
+            raise RecipeError("a strength is chosen on a run's validation rows: name RUN alone")
         renderer = self._renderer(local)
         self.decoding = Decoding(known.max_new_tokens, renderer.template)
         self.task = task_suite(rows, renderer, MAX_QUESTIONS)
@@ -149,9 +113,9 @@ class _Comparison:
         self._leave_out_unanswered(sides)
         for side, label in zip(sides, ("before", "after"), strict=True):
             snapshot.write(side.shot, self.task, self.out / "evals" / label)
-        arms = self._arms(sides)
-        if arms:
-            self.details["arms"] = [asdict(without_answers(arm)) for arm in arms]
+        entered = Contest(self.asker, self.task, sides, self.options, self.known).hold()
+        self.details |= entered.details
+        self.findings = [*entered.first, *self.findings, *entered.findings]
         if self.options.judge:
             self._judge(sides)
         extra = Extra(
@@ -189,75 +153,6 @@ class _Comparison:
         )
         for side in sides:
             side.keep(whole, self.task)
-
-    def _arms(self, sides: list[Side]) -> list[Arm]:
-        """Every arm that was asked for, paired with both sides."""
-        base, tuned = sides[0].shot.scores, sides[1].shot.scores
-        found: list[Arm] = []
-        for name, ask in self._ways(sides[0]).items():
-            side = sides[1 if name.startswith("tuned") else 0]
-            assert side.loaded is not None
-            assert side.memory is not None
-            answers, seconds = answer_arm(
-                name,
-                side.loaded,
-                side.memory,
-                self.task,
-                ask,
-                self.known.max_new_tokens,
-                self.watcher,
-            )
-            found.append(weigh_arm(name, self.task, answers, base, tuned, seconds))
-        if self.options.hosted:
-            found.append(self._hosted_arm(sides))
-        for arm in found:
-            file = self.out / "evals" / "arms" / f"{arm.name.replace('/', '-')}.jsonl"
-            write_lines(file, leave_answers(arm, self.task))
-            measure = arm.against_tuned
-            self.watcher.say(
-                f"{arm.name}: {measure.after:.1%}, {100 * measure.difference:+.1f} points against "
-                f"the tuned model [{100 * measure.ci95[0]:+.1f}, {100 * measure.ci95[1]:+.1f}]"
-            )
-        if found:
-            main = compare("answer score", base, tuned, kind="gain", unit="share")
-            self.findings = [*tell_enough(found, main), *self.findings]
-        return found
-
-    def _ways(self, base: Side) -> dict[str, Ask]:
-        """How each arm that was asked for puts its questions."""
-        ways: dict[str, Ask] = {}
-        library = None
-        for name in self.options.arms:
-            if name == "prompt":
-                ways[name] = with_prompt
-            elif name == "few-shot":
-                if not self.known.trained:
-                    raise RecipeError("the arm 'few-shot' takes its examples from a run: name RUN")
-                ways[name] = lambda question: few_shot(question, self.known.trained)
-            else:
-                assert self.options.documents is not None
-                assert base.loaded is not None
-                library = library or build_library(
-                    self.options.documents, base.loaded, self.watcher
-                )
-                ways[name] = library.with_excerpts
-        return ways
-
-    def _hosted_arm(self, sides: list[Side]) -> Arm:
-        whole = self.asker.task
-        side = self.asker.ask_hosted(self.options.hosted, "hosted")
-        self.findings += side.findings
-        side.keep(whole, self.task)
-        return weigh_arm(
-            f"hosted {side.cost['model_asked']}",
-            self.task,
-            side.shot.answers,
-            sides[0].shot.scores,
-            sides[1].shot.scores,
-            side.cost["seconds_per_answer"],
-            side.cost,
-            side.missing,
-        )
 
     def _judge(self, sides: list[Side]) -> None:
         endpoint = self.asker.open(self.options.judge, Path("evals") / "judge.jsonl")
@@ -297,8 +192,10 @@ def _refuse_two_minds(models: Sequence[str]) -> None:
         refuse_other_questions(runs[0], runs[1])
 
 
-def _known(run: Path) -> _Known:
+def _known(name: str) -> Known:
     """What a run's own report already holds and asking again does not change."""
+    path, _, step = name.partition("@")
+    run = Path(path)
     if not (run / REPORT).is_file():
         raise RecipeError(f"{run} is no finished run: give a run, or two models A B")
     report = read_json(run / REPORT)
@@ -306,8 +203,9 @@ def _known(run: Path) -> _Known:
     plan = read_json(run / "plan.json")
     longest = plan["numbers"]["max_new_tokens"]["value"]
     margin = load_recipe(run / "recipe.yaml").evaluate.retention_margin
-    trained = tuple(load_prepared(rows_of_run(run)).train)
-    return _Known(checks, report["run"], longest, margin, trained)
+    prepared = load_prepared(rows_of_run(run))
+    used = 1.0 if step else float(report["run"].get("strength", 1.0))
+    return Known(checks, report["run"], longest, margin, prepared.train, prepared.validation, used)
 
 
 def _questions(questions: Path | None, run: Path, system: str) -> list[Conversation]:

@@ -13,9 +13,16 @@ from timechat.cli.options import JSON, STRICT, finish
 @click.argument("models", nargs=-1, required=True)
 @click.option("--questions", type=click.Path(path_type=Path), help="Rows; last turn = reference.")
 @click.option("--system", default="", help="System prompt of questions that bring none.")
-@click.option("--arms", default="", help="Of prompt,few-shot,retrieval,tuned-retrieval.")
+@click.option(
+    "--arms", default="", help="Of prompt,few-shot,retrieval,bm25,dense,tuned-retrieval,strengths."
+)
 @click.option(
     "--documents", type=click.Path(path_type=Path), help="What retrieval looks things up in."
+)
+@click.option(
+    "--embedder",
+    default="base",
+    help="What makes vectors of texts: base (its own hidden states) or minilm.",
 )
 @click.option("--hosted", default="", metavar="URL#MODEL", help="One more arm: a hosted model.")
 @click.option("--judge", default="", metavar="URL#MODEL", help="A model that judges the pairs.")
@@ -39,6 +46,7 @@ def compare(
     system: str,
     arms: str,
     documents: Path | None,
+    embedder: str,
     hosted: str,
     judge: str,
     prices: tuple[str, ...],
@@ -51,9 +59,10 @@ def compare(
     """Before and after of a run again, or any two models or reports on the same questions.
 
     Arms ask whether training was needed: the base with a good prompt, with training examples in
-    the prompt, with documents to look things up in. Two folders that --out left are compared by
-    what they recorded, if they asked the same. Endpoints take their key from
-    TIMECHAT_API_KEY or OPENAI_API_KEY.
+    the prompt, with documents to look things up in (by words and meaning together, by words alone,
+    by meaning alone). `strengths` asks the tuned model at 0 to 1.25 of what it learned. Two
+    folders that --out left are compared by what they recorded, if they asked the same. Endpoints
+    take their key from TIMECHAT_API_KEY or OPENAI_API_KEY.
 
     \b
     timechat compare runs/demo
@@ -64,8 +73,10 @@ def compare(
     """
     from timechat.cli.display import Display
     from timechat.stages.arms import parse_arms
+    from timechat.stages.contest import Options
     from timechat.stages.hosted import parse_prices
-    from timechat.stages.versus import Options, versus
+    from timechat.stages.library import parse_embedder
+    from timechat.stages.versus import versus
 
     options = Options(
         parse_arms(arms, documents),
@@ -75,6 +86,7 @@ def compare(
         _format(wanted),
         offline,
         parse_prices(prices),
+        parse_embedder(embedder),
     )
     report, folder = versus(models, questions, system, out, Display(), options)
     finish(report, folder, strict, as_json)
