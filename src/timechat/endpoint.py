@@ -64,6 +64,28 @@ class _FaultError(Exception):
         self.pause_s = pause_s
 
 
+def is_address(name: str) -> bool:
+    """Whether a MODEL is an endpoint's address."""
+    return name.startswith(("http://", "https://"))
+
+
+def parse_address(address: str) -> tuple[str, str]:
+    """An endpoint's base address (`/v1` where it has no path) and its model. Raises ModelError."""
+    url, _, model = address.partition("#")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL("")
+    if not model or not parsed.host:
+        raise ModelError(f"{address!r} names no endpoint: write http://HOST:PORT/v1#MODEL")
+    base = url.rstrip("/")
+    return (base if httpx.URL(base).path != "/" else f"{base}/v1"), model
+
+
+def key_in_environment() -> str:
+    return next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+
+
 class Endpoint:
     """Answers messages through `address` (`http://host:port/v1#model`), recording into `record`.
 
@@ -78,16 +100,12 @@ class Endpoint:
         offline: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        url, _, self.model = address.partition("#")
-        if not self.model or not httpx.URL(url).host:
-            raise ModelError(f"{address!r} names no endpoint: write http://HOST:PORT/v1#MODEL")
-        base = url.rstrip("/")
-        self.url = f"{base}/chat/completions" if httpx.URL(base).path != "/" else ""
-        self.url = self.url or f"{base}/v1/chat/completions"
+        base, self.model = parse_address(address)
+        self.url = f"{base}/chat/completions"
         self.limits = limits or Limits()
         self.record = record
         self.offline = offline
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+        key = key_in_environment()
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self.limits.seconds),

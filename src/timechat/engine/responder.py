@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from timechat.engine.admission import Admission
+from timechat.engine.calls import Call, CallReader, Form
 from timechat.engine.occupancy import Occupancy
 from timechat.engine.protocol import (
     Capabilities,
@@ -77,6 +78,7 @@ class Piece:
 
     text: str = ""
     said: tuple[Said, ...] = ()
+    calls: tuple[Call, ...] = ()
     ending: Ending | None = None
     usage: Usage = Usage()
     notice: str = ""
@@ -86,9 +88,12 @@ class Piece:
 class ContextTooLongError(UserError):
     """The conversation does not leave room for the answer that was asked for."""
 
-    def __init__(self, prompt: int, answer: int, window: int, at_least: bool = False) -> None:
+    @classmethod
+    def counted(
+        cls, prompt: int, answer: int, window: int, at_least: bool = False
+    ) -> ContextTooLongError:
         about = "at least " if at_least else ""
-        super().__init__(
+        return cls(
             f"This model's maximum context length is {window} tokens, and {about}{prompt} in the"
             f" messages with {answer} for the answer make {prompt + answer}. Shorten the"
             " conversation or ask for fewer tokens."
@@ -107,6 +112,8 @@ class Scribe(Protocol):
     """Renders and tokenises, off the event loop."""
 
     stop_ids: frozenset[int]
+    calls: Form
+    """How the model writes tool calls."""
 
     async def start(self) -> None: ...
 
@@ -202,32 +209,36 @@ class LocalResponder:
         )
         async with self.admission.place(len(prompt) + room):
             yield Piece(usage=Usage(len(prompt)), notice=notice)
-            async for piece in self._answer(request, ask.stop):
+            reader = CallReader(self.scribe.calls if ask.tools else "")
+            async for piece in self._answer(request, ask.stop, reader):
                 yield piece
 
-    async def _answer(self, request: Request, stop: tuple[str, ...]) -> AsyncGenerator[Piece]:
+    async def _answer(
+        self, request: Request, stop: tuple[str, ...], reader: CallReader
+    ) -> AsyncGenerator[Piece]:
         text = TextStream(self.tokenizer, stop)
         count = 0
         deltas = self.engine.stream(request)
         try:
             async for delta in deltas:
-                if delta.ending is not None:
-                    ending, rest = delta.ending, text.end()
-                    if text.stopped:  # what was held back turned out to be a stop string
-                        ending = Ending.STOP
+                said: tuple[Said, ...] = ()
+                if delta.ending is None:
+                    assert delta.token is not None
+                    count += 1
+                    shown, calls = reader.feed(text.feed(delta.token))
+                    if request.logprobs is not None:
+                        said = (self._said(delta),)
+                else:
+                    shown, calls = reader.feed(text.end())
+                ending = Ending.STOP if text.stopped else delta.ending
+                if ending is not None:
+                    rest, last = reader.end()
+                    shown, calls = shown + rest, calls + last
+                if shown or said or calls or ending is not None:
                     usage = Usage(len(request.prompt), count)
-                    yield Piece(rest, ending=ending, usage=usage, detail=delta.detail)
+                    yield Piece(shown, said, tuple(calls), ending, usage, detail=delta.detail)
+                if ending is not None:
                     return
-                assert delta.token is not None
-                count += 1
-                shown = text.feed(delta.token)
-                said = () if request.logprobs is None else (self._said(delta),)
-                if text.stopped:
-                    usage = Usage(len(request.prompt), count)
-                    yield Piece(shown, said, Ending.STOP, usage)
-                    return
-                if shown or said:
-                    yield Piece(shown, said, usage=Usage(len(request.prompt), count))
         finally:
             await deltas.aclose()
 
@@ -278,7 +289,7 @@ class LocalResponder:
 
     def _check_room(self, prompt: int, needed: int, at_least: bool = False) -> None:
         if prompt + needed > self.capabilities.window:
-            raise ContextTooLongError(prompt, needed, self.capabilities.window, at_least)
+            raise ContextTooLongError.counted(prompt, needed, self.capabilities.window, at_least)
 
     def _room(self, ask: Ask, prompt: int) -> int:
         wanted = ask.max_new_tokens

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from timechat.engine.calls import Form, form_of
 from timechat.engine.process import spawn
 from timechat.engine.scribe import MessageError, encode, render
 from timechat.errors import ModelError, UserError
@@ -38,6 +39,7 @@ class SandboxScribe:
     def __init__(self, folder: Path, render_s: float = RENDER_S) -> None:
         self.folder = folder
         self.stop_ids: frozenset[int] = frozenset()
+        self.calls: Form = ""
         self.render_s = render_s
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
@@ -96,6 +98,7 @@ class SandboxScribe:
             await self.stop()
             raise ModelError(f"{self.folder} cannot render conversations: {row['error']}")
         self.stop_ids = frozenset(row["stop"])
+        self.calls = row["calls"]
 
     async def stop(self) -> None:
         process, writer = self._process, self._writer
@@ -123,7 +126,8 @@ def serve(end: socket.socket) -> None:
         try:
             if renderer is None:
                 renderer = Renderer(load_tokenizer(Path(row["folder"])))
-                out: dict[str, Any] = {"stop": sorted(renderer.stop_ids)}
+                form = form_of(str(renderer.tokenizer.chat_template))
+                out: dict[str, Any] = {"stop": sorted(renderer.stop_ids), "calls": form}
             else:
                 out = {"ids": _packed(_answer(renderer, row))}
         except MessageError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from timechat.conversation import Message, as_role
+from timechat.engine.calls import form_of
 from timechat.errors import UserError
 from timechat.model.render import Renderer
 
@@ -25,6 +27,7 @@ class ThreadScribe:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
         self.stop_ids = renderer.stop_ids
+        self.calls = form_of(str(renderer.tokenizer.chat_template))
 
     async def start(self) -> None:
         """Nothing to start."""
@@ -69,24 +72,47 @@ def render_tools(
     renderer: Renderer, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[int]:
     """The prompt by the template alone, which must know tools: else they would be left out."""
-    template = str(renderer.tokenizer.chat_template)
-    if "tools" not in template:
+    if "tools" not in str(renderer.tokenizer.chat_template):
         raise MessageError("tools", "the model's chat template has no place for tools")
-    rows = [dict(message) for message in messages]
-    for place, row in enumerate(rows):
+    rows: list[dict[str, Any]] = []
+    for place, message in enumerate(messages):
+        row = dict(message)
         row["content"] = text_of(row.get("content"), place)
         row["role"] = "system" if row["role"] == "developer" else row["role"]
-    # What a user writes must stay text: no message may spell a special token of the model.
-    specials = [token for token in cast(Any, renderer.tokenizer).get_added_vocab() if token]
-    for place, row in enumerate(rows):
-        if any(special in row["content"] for special in specials):
-            raise MessageError(
-                f"messages[{place}].content", "holds a special token of the model as text"
-            )
-    ids = renderer.tokenizer.apply_chat_template(
-        rows, tools=[dict(tool) for tool in tools], add_generation_prompt=True, return_dict=False
-    )
-    return [int(token) for token in cast(list[int], ids)]
+        if calls := row.get("tool_calls"):
+            row["tool_calls"] = [_with_object(call, place) for call in calls]
+        _check_words(renderer, row, f"messages[{place}]")
+        rows.append(row)
+    _check_words(renderer, list(tools), "tools")
+    return renderer.prompt_with_tools(rows, [dict(tool) for tool in tools])
+
+
+def _with_object(call: Mapping[str, Any], place: int) -> dict[str, Any]:
+    """A call with its arguments as an object: on the wire they are text, templates write JSON."""
+    function = call["function"]
+    try:
+        arguments: object = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise MessageError(
+            f"messages[{place}].tool_calls", "the arguments of a call are no JSON object"
+        )
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _check_words(renderer: Renderer, value: object, param: str) -> None:
+    """What others write must stay text: none of it may spell a special token of the model."""
+    if isinstance(value, str):
+        if renderer.holds_special(value):
+            raise MessageError(param, "holds a special token of the model as text")
+    elif isinstance(value, Mapping):
+        for key, inner in cast(Mapping[str, object], value).items():
+            _check_words(renderer, key, param)
+            _check_words(renderer, inner, param)
+    elif isinstance(value, list):
+        for inner in cast(list[object], value):
+            _check_words(renderer, inner, param)
 
 
 def encode(renderer: Renderer, text: str) -> list[int]:

@@ -64,7 +64,7 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> Source:
     if name == "starter":
         return Source(name, starter_folder(say))
     if name.startswith(("http://", "https://")):
-        raise ModelError(f"{name}: endpoints cannot be used here yet; name a local model")
+        raise ModelError(f"{name} is an endpoint: its weights are needed here; name a local model")
     path, _, step = name.partition("@")
     folder = Path(path)
     if step or (folder / "recipe.yaml").is_file():

@@ -15,7 +15,7 @@ its words, and its end token, so that plain documents are learned as a base mode
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -90,6 +90,17 @@ class Renderer:
         for piece, _ in self._pieces(messages, generation=True):
             ids += self._encode(piece, first=not ids)
         return ids
+
+    def prompt_with_tools(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> list[int]:
+        """The ids of a conversation with tools in it, in one go by the template.
+
+        Nothing here may hold a special token as text (`holds_special`): only pieces could tell it
+        from the template's own. Raises ModelError where the template refuses the conversation.
+        """
+        text = self._template.render(messages, True, tools)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def example(self, messages: Sequence[Message]) -> Rendered:
         """The ids of a whole conversation; assistant turns and their stop tokens carry weight."""
@@ -172,11 +183,11 @@ class Renderer:
 
     def _encode(self, runs: list[tuple[str, bool]], first: bool) -> list[int]:
         """Ids of a piece: in one go, unless a message holds the text of a special token."""
-        if not any(content and self._holds_special(part) for part, content in runs):
+        if not any(content and self.holds_special(part) for part, content in runs):
             return self._tokens("".join(part for part, _ in runs), first)
         ids: list[int] = []
         for part, content in runs:
-            plain = content and self._holds_special(part)
+            plain = content and self.holds_special(part)
             ids += self._plain_tokens(part) if plain else self._tokens(part, first and not ids)
         return ids
 
@@ -210,7 +221,8 @@ class Renderer:
             return "" if list(behind[1:]) == list(alone) else str(special)
         return ""
 
-    def _holds_special(self, text: str) -> bool:
+    def holds_special(self, text: str) -> bool:
+        """Whether letters in `text` spell a special token."""
         return any(special in text for special in self._specials)
 
 

@@ -75,19 +75,25 @@ class Template:
         except (TemplateError, RecursionError) as error:
             raise ModelError(f"the chat template is no valid template: {error}") from None
 
-    def render(self, messages: Sequence[Mapping[str, str]], generation: bool) -> str:
-        """The text of `messages`, opened for an answer when `generation`.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        generation: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        """The text of `messages`, opened for an answer when `generation`, with `tools` in it.
 
         Raises ModelError when the template refuses them, fails, or passes a limit.
         """
-        room = MAX_TEXT + 4 * sum(len(m["content"]) for m in messages)
+        given = sum(len(m["content"]) for m in messages) + (len(_to_json(tools)) if tools else 0)
+        room = MAX_TEXT + 4 * given
         parts: list[str] = []
         token = _budget.set(_Budget())
         try:
             for part in self._program.generate(
                 **self._specials,
                 messages=[dict(m) for m in messages],
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=generation,
             ):

@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from timechat.engine.calls import Call
 from timechat.engine.protocol import Ending, EngineError
 from timechat.engine.responder import Ask, Piece, Said, Usage
 from timechat.serve.gate import Gate, gate_of
@@ -57,7 +59,7 @@ def asks_of(body: ChatRequest, gate: Gate) -> list[Ask]:
         stop=body.stops,
         schema=schema_of(body.response_format, limits),
         logprobs=body.wanted_logprobs,
-        tools=tuple(body.tools or ()),
+        tools=body.wanted_tools,
         shorten=body.truncation == "auto",
     )
     return [replace(ask, sampling=body.sampling(seed + i)) for i in range(body.n or 1)]
@@ -92,6 +94,7 @@ async def chunks(
     """The data of each event; an error is the last one, and is not followed by `[DONE]`."""
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
     usages = [Usage()] * num_choices
+    called = Counter[int]()
 
     def chunk(choice: int, delta: dict[str, Any], finish: str | None, piece: Piece) -> str:
         row = {
@@ -110,13 +113,18 @@ async def chunks(
         usages[choice] = piece.usage
         if piece.ending is Ending.FAILED:
             raise EngineError(piece.detail)
-        if piece.ending is None and not piece.text and not piece.said:
+        if piece.ending is None and not (piece.text or piece.said or piece.calls):
             yield chunk(choice, {"role": "assistant", "content": ""}, None, piece)
             continue
         if piece.text or piece.said:
             yield chunk(choice, {"content": piece.text}, None, piece)
+        for call in piece.calls:
+            row = {"index": called[choice], **call_row(call)}
+            called[choice] += 1
+            yield chunk(choice, {"tool_calls": [row]}, None, Piece())
         if piece.ending is not None:
-            yield chunk(choice, {}, FINISH[piece.ending], Piece(notice=piece.notice))
+            finish = finish_of(piece.ending, bool(called[choice]))
+            yield chunk(choice, {}, finish, Piece(notice=piece.notice))
     if with_usage:
         row = head.frame("chat.completion.chunk", [])
         yield _dump({**row, "usage": usage_row(usages)})
@@ -131,17 +139,34 @@ def whole(head: Head, answers: list[list[Piece]]) -> dict[str, Any]:
             raise EngineError(last.detail or "the answer broke off")
         said = [said_row(s) for piece in pieces for s in piece.said]
         text = "".join(piece.text for piece in pieces)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls := [call_row(call) for piece in pieces for call in piece.calls]:
+            message |= {"content": text or None, "tool_calls": calls}
         choices.append(
             {
                 "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
+                "message": message,
                 "logprobs": {"content": said, "refusal": None} if said else None,
-                "finish_reason": FINISH[last.ending],
+                "finish_reason": finish_of(last.ending, bool(calls)),
             }
         )
     row = head.frame("chat.completion", choices)
     row["usage"] = usage_row([pieces[-1].usage for pieces in answers])
-    return {**row, **notice_of(answers[0][0])}
+    noticed = (piece for pieces in answers for piece in pieces if piece.notice)
+    return {**row, **notice_of(next(noticed, Piece()))}
+
+
+def finish_of(ending: Ending, has_called: bool) -> str:
+    """OpenAI's word for how an answer ended."""
+    return "tool_calls" if has_called and ending is Ending.STOP else FINISH[ending]
+
+
+def call_row(call: Call) -> dict[str, Any]:
+    return {
+        "id": f"call_{uuid.uuid4().hex[:24]}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
 
 
 def usage_row(usages: list[Usage]) -> dict[str, int]:

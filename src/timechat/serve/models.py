@@ -42,9 +42,9 @@ def model_row(model: Served) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": "timechat",
-        "digest": model.digest,
+        **({"digest": model.digest} if model.digest else {}),
         "engine": able.engine,
-        "context_length": able.window,
+        **({"context_length": able.window} if able.window else {}),
         **({"note": able.note} if able.note else {}),
         **model.details,
     }

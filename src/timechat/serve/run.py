@@ -142,7 +142,8 @@ async def _load(
         registry.loading.discard(opened.name)
         able = responder.capabilities
         note = f" ({able.note})" if able.note else ""
-        say(f"{opened.name}: {able.engine} engine, window {able.window} tokens{note}")
+        window = f"window {able.window} tokens" if able.window else "window not told"
+        say(f"{opened.name}: {able.engine} engine, {window}{note}")
     while not server.started:
         await asyncio.sleep(0.01)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host

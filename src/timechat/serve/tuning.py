@@ -50,7 +50,11 @@ class Tuning:
         self.jobs = Jobs(self.ledger)
         self.files = open_files(self.ledger, self.state)
         # What is tuned already is not a base: its adapter would be lost.
-        self.bases = {m.name: str(m.source.folder) for m in models if m.source.adapter is None}
+        self.bases = {
+            m.name: str(m.source.folder)
+            for m in models
+            if m.source.adapter is None and not m.is_hosted
+        }
         self.worker = Worker(self.ledger, self.state, at_once, free_memory(), say=say)
         self._stopped = threading.Event()
         self._keys: threading.Thread | None = None

@@ -49,6 +49,17 @@ class ToolCall(Body):
     function: ToolFunction
 
 
+class Function(Body):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
@@ -132,13 +143,20 @@ class ChatRequest(Asked):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: dict[str, Any] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     truncation: Literal["auto", "disabled"] | None = None
 
     @property
     def longest(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wanted_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools that the model is told of."""
+        if self.tool_choice == "none":
+            return ()
+        return tuple(tool.model_dump(exclude_none=True) for tool in self.tools or ())
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -153,6 +171,13 @@ class ChatRequest(Asked):
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        if self.tool_choice not in (None, "auto", "none"):
+            raise ApiError(
+                400,
+                "no model here can be made to call a tool: tool_choice is auto or none",
+                param="tool_choice",
+                code="unsupported_value",
+            )
         modalities = (self.model_extra or {}).get("modalities")
         if modalities not in (None, ["text"]):
             raise ApiError(400, "only text is answered", param="modalities")

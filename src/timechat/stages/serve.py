@@ -12,7 +12,9 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from timechat.endpoint import is_address, key_in_environment, parse_address
 from timechat.engine.families import Bits, refusal
+from timechat.engine.hosted import HostedResponder
 from timechat.engine.process import ProcessEngine
 from timechat.engine.responder import LocalResponder, Responder
 from timechat.engine.sandbox import SandboxScribe
@@ -36,6 +38,11 @@ class Opened:
     bits: Bits = 8
 
     @property
+    def is_hosted(self) -> bool:
+        """Whether something elsewhere answers, at an address."""
+        return is_address(self.source.name)
+
+    @property
     def run(self) -> Path | None:
         """The run's folder, where the model is a run or a checkpoint of one."""
         folder = Path(self.source.name.partition("@")[0])
@@ -51,16 +58,21 @@ def find_models(
     """The files behind each MODEL. Raises ModelError for one that is missing or named twice."""
     found: list[Opened] = []
     for name in names:
-        source = resolve(name, say)
+        source = Source(name, Path()) if is_address(name) else resolve(name, say)
         label = served_name(name)
         if any(one.name == label for one in found):
             raise ModelError(f"two models would be served as {label!r}: serve them apart")
-        found.append(Opened(label, source, _digest(source), engine, bits))
+        # What answers elsewhere can change there at any time: it has no digest.
+        digest = "" if is_address(name) else _digest(source)
+        found.append(Opened(label, source, digest, engine, bits))
     return found
 
 
 def served_name(model: str) -> str:
-    """A run or folder is served under its folder's name, `RUN@step-N` with the step."""
+    """A run or folder is served under its folder's name, `RUN@step-N` with the step, and what
+    answers elsewhere under the name it has there."""
+    if is_address(model):
+        return parse_address(model)[1]
     path, at, step = model.rstrip("/").partition("@")
     folder = Path(path)
     label = folder.resolve().name if folder.is_dir() else path
@@ -68,13 +80,16 @@ def served_name(model: str) -> str:
 
 
 def open_model(found: Opened) -> Responder:
-    """A responder around an engine in a process of its own; `start` loads the weights.
+    """A responder around an engine in a process of its own, or around an endpoint elsewhere;
+    `start` loads the weights.
 
     `auto` is OpenVINO where it is installed, knows the model's shape and passes the gate, else
     torch, with the reason in the capabilities. Raises ModelError where a named engine cannot serve
     the model.
     """
     source, engine = found.source, found.engine
+    if found.is_hosted:
+        return HostedResponder(*parse_address(source.name), key_in_environment())
     reason = why_not_openvino(source) if engine != "torch" else "asked for"
     if engine == "openvino" and reason:
         raise ModelError(f"{found.name} cannot be served by openvino: {reason}")

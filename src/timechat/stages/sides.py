@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from timechat.endpoint import Endpoint, Reply
+from timechat.endpoint import Endpoint, Reply, is_address
 from timechat.errors import DataError, RecipeError
 from timechat.evals.scorers import answer_score, scorer_name
 from timechat.evals.suite import General, Task
@@ -95,10 +95,6 @@ class Asker:
     def open(self, address: str, record: Path) -> Endpoint:
         """The endpoint, its answers recorded under the report's folder."""
         return Endpoint(address, self.out / record, offline=self.offline)
-
-
-def is_address(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
 
 
 def score_answers(task: Task, answers: Sequence[str]) -> list[Score]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from timechat.conversation import Conversation
 from timechat.data.sources import read_questions
+from timechat.endpoint import is_address
 from timechat.errors import DataError, RecipeError
 from timechat.evals.suite import Decoding, General, general_suite, task_suite
 from timechat.model.load import load_tokenizer, resolve
@@ -26,7 +27,7 @@ from timechat.stages.contest import Contest, Known, Options
 from timechat.stages.judging import judge_answers
 from timechat.stages.prepare import load_prepared, rows_of_run
 from timechat.stages.recorded import REPORT, compare_reports, is_report, refuse_other_questions
-from timechat.stages.sides import Asker, Side, is_address
+from timechat.stages.sides import Asker, Side
 from timechat.stages.watch import Watcher
 from timechat.store import read_json
 

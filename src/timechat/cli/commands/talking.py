@@ -26,6 +26,7 @@ def chat(
     timechat chat starter
     timechat chat runs/demo
     timechat chat runs/demo@step-40 --prompt "When are you open?"
+    timechat chat http://127.0.0.1:8000/v1#demo
     """
     from timechat.cli.talk import talk
 
@@ -92,6 +93,7 @@ def serve(
     timechat serve starter runs/demo runs/demo@step-40 --port 8001
     timechat serve runs/demo --host 0.0.0.0 --api-key "$KEY"
     timechat serve starter --state state
+    timechat serve http://10.0.0.5:8000/v1#llama-7b
     """
     from timechat.cli.display import console
     from timechat.ledger.database import LEDGER_FILE, default_ledger, open_ledger
