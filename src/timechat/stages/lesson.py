@@ -56,7 +56,9 @@ from timechat.training import checkpoint
 from timechat.training.loop import Settings, Trainer
 
 # What a step holds: rows of corrections, and rows of the run that stay as they are answered now.
-CORRECTION_ROWS, OWN_ROWS = 8, 8
+# A row that is held weighs twice what it weighs in a run (LAB.md, learning from corrections).
+CORRECTION_ROWS, OWN_ROWS = 8, 14
+HOLD = 2.0
 # How often each correction is seen, in its wordings by turn; and the steps that even one takes.
 VIEWS, FEWEST_STEPS = 32, 24
 # Half the rate at which a fresh adapter begins: this one is already where it should be.
@@ -290,6 +292,9 @@ class _Lesson:
             rows = [self._seen(room, row, number) for row in turns[number]]
             first = number * OWN_ROWS
             held = [own[(first + i) % len(own)] for i in range(min(OWN_ROWS, len(own)))]
+            # Every second one in fewer words: what is asked otherwise should stay as it is, too.
+            chance, share = Random(f"held-{self.seed}-{number}"), plan["word_dropout"]
+            held[1::2] = [drop_words(row, share, chance) for row in held[1::2]]
             kept = [encode(row, self.loaded.renderer) for row in held]
             kept = [row for row in kept if row.num_targets]
             more = general[number % len(general)] if general else []
@@ -323,7 +328,7 @@ def _settings(room: Room) -> Settings:
         warmup_steps=plan["warmup_steps"],
         weight_decay=train.weight_decay,
         clip=train.clip,
-        replay_weight=train.replay_weight,
+        replay_weight=HOLD * train.replay_weight,
         average_steps=train.average * plan["steps"],
         schedule=train.schedule,
     )
