@@ -154,6 +154,21 @@ def test_hints_are_taken_and_other_unknown_fields_are_named(site: Site) -> None:
     assert response.headers["x-ignored-fields"] == "typo"
 
 
+def test_no_field_name_breaks_the_header_that_names_it(site: Site) -> None:
+    odd = {"\u0100": 1, " a": 1, "b\r\nset-cookie: x": 1, "c" * 9000: 1}
+    many = {f"f{n}": n for n in range(40)}
+    for path, asked in (("chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+                        ("completions", {"prompt": "Hi"})):  # fmt: skip
+        body = {"model": "tiny", **asked, **odd, **many}
+        response = site.ask("POST", f"/v1/{path}", json=body)
+        assert response.status_code == 200
+        assert "set-cookie" not in response.headers
+        named = response.headers["x-ignored-fields"]
+        assert len(named) < 1000
+        assert named.isascii()
+        assert named.endswith("and 28 more")
+
+
 def test_a_failing_engine_ends_the_stream_with_an_error_and_without_done() -> None:
     site = build_site(FakeEngine(says("hello"), fails_after=2))
     *_, last = events(site.chat(stream=True))

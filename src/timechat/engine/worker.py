@@ -89,7 +89,8 @@ def build_core(spec: dict[str, Any]) -> Core:
         from timechat.model.load import load
 
         loaded = load(source)
-        merge(loaded.model)
+        if spec.get("fold", True):
+            merge(loaded.model)
         return BatchCore(loaded.model)
     if kind == "openvino":
         from timechat.engine.openvino import OpenVinoCore, compiled

@@ -19,7 +19,7 @@ from timechat.engine.protocol import Ending, EngineError
 from timechat.engine.responder import Ask, Piece, Said, Usage
 from timechat.serve.gate import Gate, gate_of
 from timechat.serve.registry import Served
-from timechat.serve.sse import EventStream, collected
+from timechat.serve.sse import WHOLE_OR_STREAMED, EventStream, collected
 from timechat.serve.wire import ChatRequest, schema_of
 
 router = APIRouter()
@@ -27,7 +27,7 @@ router = APIRouter()
 FINISH = {Ending.STOP: "stop", Ending.LENGTH: "length", Ending.CANCELLED: "stop"}
 
 
-@router.post("/v1/chat/completions", tags=["chat"])
+@router.post("/v1/chat/completions", tags=["chat"], responses=WHOLE_OR_STREAMED)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     gate = gate_of(request)
@@ -35,8 +35,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     model = await gate.find(body.model)
     asks = asks_of(body, gate)
     head = Head(model)
-    headers = {"x-ignored-fields": ", ".join(body.ignored)} if body.ignored else {}
-    headers["x-model-digest"] = model.digest
+    headers = {**body.headers, "x-model-digest": model.digest}
     pieces = gate.answers(model, asks)
     first = await gate.first(pieces)
     if body.stream:

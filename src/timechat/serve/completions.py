@@ -16,7 +16,7 @@ from timechat.engine.protocol import Ending, EngineError
 from timechat.engine.responder import Ask, Piece, Usage
 from timechat.serve.chat import FINISH, usage_row
 from timechat.serve.gate import Gate, gate_of
-from timechat.serve.sse import EventStream, Pieces, collected
+from timechat.serve.sse import WHOLE_OR_STREAMED, EventStream, Pieces, collected
 from timechat.serve.wire import CompletionRequest
 
 router = APIRouter(tags=["completions"])
@@ -24,7 +24,7 @@ router = APIRouter(tags=["completions"])
 DEFAULT_TOKENS = 16
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=WHOLE_OR_STREAMED)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continue one or several prompts."""
     gate = gate_of(request)
@@ -38,7 +38,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         "created": int(time.time()),
         "model": model.name,
     }
-    headers = {"x-ignored-fields": ", ".join(body.ignored)} if body.ignored else {}
+    headers = body.headers
     first = await gate.first(pieces)
     if body.stream:
         events = chunks(head, first, pieces, len(asks), body.wants_usage, body.n or 1)

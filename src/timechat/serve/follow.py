@@ -24,6 +24,7 @@ LOOK_S = 1.0
 def open_again(former: Opened, say: Callable[[str], None]) -> Served:
     """What the run's link names now, served as the former was. Raises UserError."""
     (found,) = find_models([former.source.name], say, former.engine, former.bits)
+    found = replace(found, shares_base=former.shares_base)
     details = {"run": str(found.run)} if found.run else {}
     return Served(former.name, open_model(found), found.digest, details=details)
 

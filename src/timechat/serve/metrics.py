@@ -9,7 +9,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from timechat.engine.protocol import Ending
 from timechat.engine.responder import LocalResponder, Piece
@@ -126,7 +126,11 @@ def label_of(model: Served) -> str:
     return model.name if model.project is None else OF_PROJECTS
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}},
+)
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     counted: Metrics = request.app.state.metrics

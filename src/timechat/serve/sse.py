@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
 
@@ -17,6 +17,13 @@ from timechat.serve.errors import from_engine
 log = logging.getLogger("timechat.serve")
 T = TypeVar("T")
 Pieces = AsyncGenerator[tuple[int, Piece]]
+# What the schema says of a route that answers in one object, or in events where `stream` is set.
+WHOLE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer, or with `stream` its parts as they come.",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    }
+}
 
 
 class EventStream(StreamingResponse):

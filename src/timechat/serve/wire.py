@@ -28,6 +28,9 @@ HINTS = frozenset(
 # Parameters that would change the answer and are not built.
 UNBUILT = ("audio", "functions", "function_call", "prediction", "web_search_options")
 
+# Unknown fields that an answer's header names.
+MOST_NAMED = 16
+
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 
@@ -99,6 +102,16 @@ class Asked(Body):
     def ignored(self) -> list[str]:
         """Fields that were sent and do nothing."""
         return sorted(name for name in self.model_extra or {} if name not in HINTS)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer's headers say of the request: the fields that were left alone."""
+        if not self.ignored:
+            return {}
+        shown = [_as_word(name) for name in self.ignored[:MOST_NAMED]]
+        if len(self.ignored) > MOST_NAMED:
+            shown.append(f"and {len(self.ignored) - MOST_NAMED} more")
+        return {"x-ignored-fields": ", ".join(shown)}
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -207,6 +220,11 @@ class CompletionRequest(Asked):
             )
         if not 1 <= len(self.prompts) <= 16 or not all(self.prompts):
             raise ApiError(400, "give 1 to 16 prompts, none of them empty", param="prompt")
+
+
+def _as_word(name: str) -> str:
+    """A field's name, safe in a header whatever it holds."""
+    return name[:64] if name.isascii() and name.isidentifier() else ascii(name[:64])
 
 
 def schema_of(wanted: Mapping[str, Any] | None, limits: Limits) -> str | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +30,14 @@ EngineName = Literal["auto", "openvino", "torch"]
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A model that was found: the name it is served under, its files, its version, and what is to
-    answer for it."""
+    answer for it. `shares_base`: other models on the same base are served beside it."""
 
     name: str
     source: Source
     digest: str
     engine: EngineName = "auto"
     bits: Bits = 8
+    shares_base: bool = False
 
     @property
     def is_hosted(self) -> bool:
@@ -65,7 +67,8 @@ def find_models(
         # What answers elsewhere can change there at any time: it has no digest.
         digest = "" if is_address(name) else _digest(source)
         found.append(Opened(label, source, digest, engine, bits))
-    return found
+    bases = Counter(one.source.folder for one in found if not one.is_hosted)
+    return [replace(one, shares_base=bases[one.source.folder] > 1) for one in found]
 
 
 def served_name(model: str) -> str:
@@ -101,6 +104,9 @@ def open_model(found: Opened) -> Responder:
         "digest": found.digest,
         "bits": found.bits,
         "cache": str(cache_folder()),
+        # Folded, an adapter would make a copy of every weight: beside others each stays what it is,
+        # and all read the base's own file through the same pages of memory.
+        "fold": not found.shares_base,
         "note": f"not on openvino: {reason}" if reason and engine == "auto" else "",
     }
     folder = source.adapter or source.folder
@@ -135,7 +141,7 @@ def why_not_openvino(source: Source) -> str:
 def open_tuned(name: str, folder: Path) -> tuple[Opened, Responder]:
     """A run's best checkpoint, or a checkpoint, under a name of its own. Raises ModelError."""
     source = resolve(str(folder))
-    opened = Opened(name, source, _digest(source))
+    opened = Opened(name, source, _digest(source), shares_base=True)
     return opened, open_model(opened)
 
 

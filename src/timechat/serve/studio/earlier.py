@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 from timechat.serve.registry import Registry, Served
@@ -30,6 +31,7 @@ class Earlier:
         async with self._loading:
             if name not in self._names:
                 (found,) = await asyncio.to_thread(find_models, [f"{run}@step-{step}"], _quiet)
+                found = replace(found, shares_base=True)  # the run itself is served
                 responder = await asyncio.to_thread(open_model, found)
                 details = {"run": str(run)}
                 served = Served(name, responder, found.digest, model.project, details=details)
