@@ -230,6 +230,9 @@ class Evaluate(Section):
         default="auto", description="longest answer; auto: from the reference answers"
     )
     retention_margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    retention: tuple[str, ...] = Field(
+        default=(), description="files of your own questions that must not be forgotten"
+    )
 
 
 class Recipe(Section):
@@ -262,7 +265,11 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     for text in overrides:
         apply_override(raw, text)
     recipe = parse_recipe(raw, where=str(path))
-    update = {"data": _resolve(recipe.data, path.parent), "base": _place_base(recipe.base, path)}
+    update = {
+        "data": _resolve(recipe.data, path.parent),
+        "base": _place_base(recipe.base, path),
+        "evaluate": _place_retention(recipe.evaluate, path.parent),
+    }
     return recipe.model_copy(update=update)
 
 
@@ -343,11 +350,20 @@ def _place_base(base: str, recipe: Path) -> str:
     return next((str(place.resolve()) for place in places if isdir(place)), base)
 
 
+def _place(name: str, folder: Path) -> str:
+    beside = folder / name
+    # os.path, not Path: a place where this user must not look is no error, but not there.
+    return str(beside.resolve() if exists(beside) else Path(name).resolve())
+
+
+def _place_retention(evaluate: Evaluate, folder: Path) -> Evaluate:
+    placed = tuple(_place(name, folder) for name in evaluate.retention)
+    return evaluate.model_copy(update={"retention": placed})
+
+
 def _resolve(data: Data, folder: Path) -> Data:
     def place(name: str) -> str:
-        beside = folder / name
-        # os.path, not Path: a place where this user must not look is no error, but not there.
-        return str(beside.resolve() if exists(beside) else Path(name).resolve())
+        return _place(name, folder)
 
     return data.model_copy(
         update={

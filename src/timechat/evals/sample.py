@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from timechat.data.pack import Example
-from timechat.evals.suite import Choice, General
+from timechat.evals.suite import OWN, Choice, General
 
 SEED = "timechat-general-1"
 
@@ -20,10 +20,13 @@ Item = TypeVar("Item", Choice, Example)
 
 
 def take_share(general: General, share: float) -> General:
-    """`share` of the choices of each group, rounded up, and as much of the watched texts."""
+    """`share` of the choices of each group, rounded up, and as much of the watched texts; of the
+    user's own questions always all."""
     if share >= 1:
         return general
-    choices = _pick(general.choices, lambda c: (c.tag, c.cluster), share)
+    shipped = [c for c in general.choices if c.tag != OWN]
+    own = [c for c in general.choices if c.tag == OWN]
+    choices = (*_pick(shipped, lambda c: (c.tag, c.cluster), share), *own)
     return General(choices, _texts(general.prose, share), _texts(general.answers, share))
 
 

@@ -20,6 +20,8 @@ from timechat.shipped import shipped
 
 # The words that lead to an answer of the general suite.
 LEAD = "The answer is:"
+# The tag of the user's own questions.
+OWN = "own"
 # Written by hand, written later, and made by bench/proof_items.py.
 ITEMS = ("general/items.jsonl", "general/more.jsonl", "general/generated.jsonl")
 
@@ -108,10 +110,13 @@ def task_suite(questions: Sequence[Conversation], renderer: Renderer, limit: int
     )
 
 
-def general_suite(renderer: Renderer, split: str = "measure") -> General:
-    """The shipped suite for one tokenizer; `split` chooses the watched texts."""
+def general_suite(
+    renderer: Renderer, split: str = "measure", own: Sequence[Choice] = ()
+) -> General:
+    """The shipped suite for one tokenizer, and the user's own questions; `split` chooses the
+    watched texts."""
     return General(
-        tuple(choices(renderer, "measure")),
+        (*choices(renderer, "measure"), *own),
         tuple(prose_examples(renderer, split)),
         tuple(answer_examples(renderer, split)),
     )
@@ -124,7 +129,7 @@ def choices(renderer: Renderer, split: str) -> list[Choice]:
     that `measure` then judges.
     """
     rows = [row for name in ITEMS for row in _rows(name)]
-    return [_choice(row, renderer) for row in rows if row.get("split", "measure") == split]
+    return [make_choice(row, renderer) for row in rows if row.get("split", "measure") == split]
 
 
 def answer_examples(renderer: Renderer, split: str) -> list[Example]:
@@ -144,7 +149,7 @@ def prose_examples(renderer: Renderer, split: str) -> list[Example]:
     return [_plain(row["id"], row["text"], renderer) for row in rows]
 
 
-def _choice(row: dict[str, Any], renderer: Renderer) -> Choice:
+def make_choice(row: dict[str, Any], renderer: Renderer) -> Choice:
     """The question as the user's turn; each answer ends the sentence that `LEAD` begins.
 
     A bare "Paris" is not how a chat model speaks, and the starter finds only 41 % of the right

@@ -153,16 +153,27 @@ def _probe(example: Example) -> gate.Probe:
     return gate.Probe(example.id, example.ids[:start], example.ids[start : last + 1])
 
 
-def check_retention(measure: Measure, margin: float, num_general: int = 0) -> Check:
-    """`num_general` is how many general questions there are, where fewer were asked."""
+def check_retention(
+    measure: Measure, margin: float, num_general: int = 0, own: Measure | None = None
+) -> Check:
+    """`num_general` is how many general questions there are, where fewer were asked; `own` are the
+    user's own questions, of which a loss fails the check too."""
     of = f"{measure.n:,} of {num_general:,}" if measure.n < num_general else f"{measure.n:,}"
     low, high = measure.ci95
     return Check(
         "retention",
-        measure.verdict == "kept",
+        measure.verdict == "kept" and (own is None or own.verdict != "lost"),
         f"{measure.verdict}: {measure.before:.1%} to {measure.after:.1%} of {of} general "
         f"questions, {100 * measure.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
-        f"margin {100 * margin:g}",
+        f"margin {100 * margin:g}" + ("" if own is None else _tell_own(own)),
+    )
+
+
+def _tell_own(own: Measure) -> str:
+    low, high = own.ci95
+    return (
+        f"; your own {own.n:,} questions {own.verdict}: {100 * own.difference:+.1f} points "
+        f"[{100 * low:+.1f}, {100 * high:+.1f}]"
     )
 
 

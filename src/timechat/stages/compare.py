@@ -26,7 +26,7 @@ from timechat.evals.overfit import Look, name_overfit
 from timechat.evals.power import foresee
 from timechat.evals.report import headline, write_report
 from timechat.evals.run import Choosing, Likelihood
-from timechat.evals.suite import Decoding, Task
+from timechat.evals.suite import OWN, Decoding, Task
 from timechat.records import Check, Measure, Report, Sample, Score
 from timechat.stages.allowance import tell_share
 from timechat.stages.checks import check_retention
@@ -36,6 +36,7 @@ from timechat.store import read_lines
 
 NUM_SAMPLES = 24
 NATS = "nats per token"
+OWN_NAME = "your own retention questions"
 
 
 def say_power(task: Task, watcher: Watcher) -> None:
@@ -87,7 +88,8 @@ def build_report(
         extra.wanted_format,
     )
     groups = change_groups(before.scores, after.scores)
-    asked_less = tell_share(len(before.choices), extra.num_general)
+    asked_less = tell_share(retention.n, extra.num_general)
+    own = next((m for m in measures if m.name == OWN_NAME), None)
     findings = (
         *([asked_less] if asked_less else []),
         *find_leaks(task.questions, extra.trained),
@@ -102,7 +104,7 @@ def build_report(
     report = Report(
         verdict=verdict,
         headline=headline(decisive[0], likelihood, retention, verdict),
-        checks=(*checks, check_retention(retention, margin, extra.num_general)),
+        checks=(*checks, check_retention(retention, margin, extra.num_general, own)),
         task=decisive[0],
         retention=retention,
         measures=(*measures, *texts),
@@ -142,8 +144,8 @@ def measure_all(task: Task, before: Snapshot, after: Snapshot, margin: float) ->
         _drift("likelihood of the reference answers", before.task, after.task, clusters),
         compare(
             "general ability",
-            _choice_scores(before.choices),
-            _choice_scores(after.choices),
+            _choice_scores([c for c in before.choices if c.tag != OWN]),
+            _choice_scores([c for c in after.choices if c.tag != OWN]),
             kind="retention",
             margin=margin,
             unit="share",
@@ -155,7 +157,7 @@ def measure_all(task: Task, before: Snapshot, after: Snapshot, margin: float) ->
         chosen = [[c for c in side if c.tag == tag] for side in (before.choices, after.choices)]
         measures.append(
             compare(
-                f"general: {tag}",
+                OWN_NAME if tag == OWN else f"general: {tag}",
                 _choice_scores(chosen[0]),
                 _choice_scores(chosen[1]),
                 kind="retention",

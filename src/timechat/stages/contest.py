@@ -42,7 +42,8 @@ MAX_NEW_TOKENS = 96
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to compare with, beside the two models. `judge` and `hosted` are addresses."""
+    """What to compare with, beside the two models. `judge` and `hosted` are addresses, `retention`
+    files of questions that must not be forgotten."""
 
     arms: tuple[str, ...] = ()
     documents: Path | None = None
@@ -52,12 +53,13 @@ class Options:
     offline: bool = False
     prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
     embedder: EmbedderName = "base"
+    retention: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """What is known of the run that is compared, where one run is: its checks and costs, how it was
-    asked, its rows, and the strength that its best checkpoint holds."""
+    asked, its rows, the strength that its best checkpoint holds, and its own retention files."""
 
     checks: list[Check] = field(default_factory=list[Check])
     costs: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -66,6 +68,7 @@ class Known:
     trained: tuple[Conversation, ...] = ()
     validation: tuple[Conversation, ...] = ()
     strength: float = 1.0
+    retention: tuple[Path, ...] = ()
 
 
 @dataclass(slots=True)

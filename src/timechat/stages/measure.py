@@ -14,6 +14,7 @@ from pathlib import Path
 
 from timechat.conversation import Conversation
 from timechat.engine.torch import TorchEngine
+from timechat.evals.own import own_choices
 from timechat.evals.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, Source, load_tokenizer
 from timechat.model.render import Renderer
@@ -39,6 +40,7 @@ class Known:
     max_new_tokens: int
     max_questions: int
     margin: float
+    retention: tuple[str, ...] = ()
 
 
 class Asked:
@@ -52,7 +54,8 @@ class Asked:
         # Rendered as before training, by the base's own template: the rows carry their system turn.
         renderer = Renderer(load_tokenizer(source.folder))
         self.task = task_suite(rows, renderer, self.known.max_questions)
-        self.general = general_suite(renderer)
+        own = own_choices([Path(name) for name in self.known.retention], renderer)
+        self.general = general_suite(renderer, own=own)
         self.before = self._recorded()
 
     def _recorded(self) -> snapshot.Snapshot | None:
@@ -107,4 +110,5 @@ def _known(run: Path | None, source: Source) -> Known:
     best = (run / "best").resolve()
     is_best = best in ((source.adapter or source.folder).resolve(), source.folder.resolve())
     folder = run / "evals" / "after" if is_best else None
-    return Known(folder, longest, about.max_questions, about.retention_margin)
+    margin = about.retention_margin
+    return Known(folder, longest, about.max_questions, margin, about.retention)

@@ -13,6 +13,7 @@ from typing import Any
 from timechat.conversation import Conversation
 from timechat.data.pack import Example, encode
 from timechat.errors import DataError, PlanError
+from timechat.evals.own import own_choices
 from timechat.evals.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, load, resolve
 from timechat.model.ranks import ALONE, Ranks
@@ -84,7 +85,8 @@ def enter(
     kept, fitting, too_long = _fitting(prepared.train, examples, plan["max_length"])
     validation = [encode(row, loaded.renderer) for row in prepared.validation]
     task = task_suite(prepared.test, loaded.renderer, recipe.evaluate.max_questions)
-    general = general_suite(loaded.renderer)
+    own = own_choices([Path(name) for name in recipe.evaluate.retention], loaded.renderer)
+    general = general_suite(loaded.renderer, own=own)
     say_power(task, watcher)
     return Room(
         recipe,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.errors import RunError, UserError
-from timechat.evals.suite import Decoding, General
+from timechat.evals.suite import OWN, Decoding, General
 from timechat.model.adapt import adapters
 from timechat.model.load import load, resolve
 from timechat.model.machine import peak_memory
@@ -92,7 +92,7 @@ def _enter(
 
 def _run(room: Room) -> Run:
     recipe, out, watcher = room.recipe, room.out, room.watcher
-    num_general = len(room.general.choices)
+    num_general = sum(choice.tag != OWN for choice in room.general.choices)
     before = _before(room)
     meet(room)
     checks, strength = tune(room)

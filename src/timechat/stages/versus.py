@@ -15,6 +15,7 @@ from timechat.conversation import Conversation
 from timechat.data.sources import read_questions
 from timechat.endpoint import is_address
 from timechat.errors import DataError, RecipeError
+from timechat.evals.own import own_choices
 from timechat.evals.suite import Decoding, General, general_suite, task_suite
 from timechat.model.load import load_tokenizer, resolve
 from timechat.model.render import Renderer
@@ -92,7 +93,7 @@ class _Comparison:
         self.task = task_suite(rows, renderer, MAX_QUESTIONS)
         self.asker = Asker(
             self.task,
-            general_suite(renderer) if len(local) == 2 else General((), (), ()),
+            self._general(renderer) if len(local) == 2 else General((), (), ()),
             renderer,
             known.max_new_tokens,
             out,
@@ -136,6 +137,10 @@ class _Comparison:
             self.known.costs or {"before": self.names[0], "after": self.names[1]},
             extra,
         )
+
+    def _general(self, renderer: Renderer) -> General:
+        files = (*self.known.retention, *self.options.retention)
+        return general_suite(renderer, own=own_choices(files, renderer))
 
     def _renderer(self, local: list[str]) -> Renderer:
         """The first local model's; two endpoints have no tokens, any tokenizer will do."""
@@ -203,10 +208,20 @@ def _known(name: str) -> Known:
     checks = [Check(**row) for row in report["checks"] if row["name"] != "retention"]
     plan = read_json(run / "plan.json")
     longest = plan["numbers"]["max_new_tokens"]["value"]
-    margin = load_recipe(run / "recipe.yaml").evaluate.retention_margin
+    evaluate = load_recipe(run / "recipe.yaml").evaluate
+    files = tuple(Path(name) for name in evaluate.retention)
     prepared = load_prepared(rows_of_run(run))
     used = 1.0 if step else float(report["run"].get("strength", 1.0))
-    return Known(checks, report["run"], longest, margin, prepared.train, prepared.validation, used)
+    return Known(
+        checks,
+        report["run"],
+        longest,
+        evaluate.retention_margin,
+        prepared.train,
+        prepared.validation,
+        used,
+        files,
+    )
 
 
 def _questions(questions: Path | None, run: Path, system: str) -> list[Conversation]:

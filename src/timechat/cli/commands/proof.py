@@ -34,6 +34,12 @@ from timechat.cli.options import JSON, STRICT, finish
     help="What a million tokens of a hosted model cost, read and written; may be repeated.",
 )
 @click.option(
+    "--retention",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Your own questions that must not be forgotten; may be repeated.",
+)
+@click.option(
     "--format", "wanted", default="", help="Answers should be json, regex:…, or a schema file."
 )
 @click.option("--offline", is_flag=True, help="Only recorded answers of endpoints; ask nothing.")
@@ -50,6 +56,7 @@ def compare(
     hosted: str,
     judge: str,
     prices: tuple[str, ...],
+    retention: tuple[Path, ...],
     wanted: str,
     offline: bool,
     out: Path | None,
@@ -87,6 +94,7 @@ def compare(
         offline,
         parse_prices(prices),
         parse_embedder(embedder),
+        retention,
     )
     report, folder = versus(models, questions, system, out, Display(), options)
     finish(report, folder, strict, as_json)
