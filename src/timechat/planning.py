@@ -297,6 +297,10 @@ def _seconds(
     numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape, machine: Machine
 ) -> None:
     share = recipe.train.replay
+    whose = "the base's own answers" if recipe.train.replay_from == "base" else "shipped texts"
+    numbers["replay_share"] = Derived(
+        share, f"train.replay: of a step's tokens, {whose} on which the model is held to its base"
+    )
     held = share / (1 - min(share, 0.9)) * rows.tokens
     is_lora = isinstance(recipe.adapt, Lora)
     # Forwards through all weights, backwards to the lowest that learns, and the gradients of those

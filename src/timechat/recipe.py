@@ -189,6 +189,10 @@ class Train(Section):
     replay_weight: Annotated[float, Field(ge=0, le=100)] = Field(
         default=1.0, description="weight of the divergence from the base model on those tokens"
     )
+    replay_from: Literal["shipped", "base"] = Field(
+        default="shipped",
+        description="general texts to hold the model on: shipped ones, or the base's own answers",
+    )
     word_dropout: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
         default="auto",
         description="share of a question's words left out at random, anew at each sight of the row",

@@ -176,3 +176,5 @@ class Report:
     details: dict[str, Any] = field(default_factory=dict[str, Any])
     best: tuple[Sample, ...] = ()
     worst: tuple[Sample, ...] = ()
+    # The questions whose new answer is least like the old one, whatever the scores say.
+    changed: tuple[Sample, ...] = ()

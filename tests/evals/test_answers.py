@@ -6,11 +6,13 @@ from conftest import conversation
 
 from timechat.conversation import Conversation, Message
 from timechat.evals.answers import (
-    changed_most,
     describe,
+    differ_most,
     find_leaks,
     find_losses,
     find_regressions,
+    gained_and_lost,
+    likeness,
     text_measures,
 )
 from timechat.evals.compare import change_groups
@@ -57,7 +59,7 @@ def test_the_best_and_worst_changes_hold_only_changes() -> None:
         Sample(f"q{i}", "old", "new", "ref", score_before=0.5, score_after=0.5 + change)
         for i, change in enumerate([0.0, 0.5, -0.5, 0.1, -0.1] * 10)
     ]
-    best, worst = changed_most(samples)
+    best, worst = gained_and_lost(samples)
     assert len(best) == len(worst) == 20
     assert [s.score_after for s in best[:10]] == [1.0] * 10
     assert all(s.score_after < 0.5 for s in worst if s.score_after is not None)
@@ -68,3 +70,14 @@ def test_lengths_variety_and_empty_answers_are_described() -> None:
     told = describe([system], [""], ["Hello you"])
     assert told["before"] == {"mean_words": 0.0, "distinct_2": 0.0, "empty": 1}
     assert told["after"]["mean_words"] == 2.0
+
+
+def test_the_answers_that_changed_most_are_listed_whatever_their_scores_say() -> None:
+    samples = [
+        Sample("same", "It is green.", "It is green.", "green", "", 1.0, 1.0),
+        Sample("near", "It is green.", "It is green!", "green", "", 1.0, 1.0),
+        Sample("far", "It is green.", "Perhaps tomorrow we shall", "x", "", 0.0, 0.0),
+        Sample("gone", "It is green.", "", "x", "", 0.0, 0.0),
+    ]
+    assert [s.question for s in differ_most(samples)] == ["gone", "far", "near"]
+    assert likeness(samples[0]) == 1.0

@@ -93,7 +93,7 @@ def describe(
     return out
 
 
-def changed_most(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+def gained_and_lost(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """The 20 questions that gained most and the 20 that lost most, none that did not change.
 
     Among equal gains the answers that differ most come first: those are worth a look.
@@ -102,13 +102,24 @@ def changed_most(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]
     def change(sample: Sample) -> float:
         return (sample.score_after or 0.0) - (sample.score_before or 0.0)
 
-    def apart(sample: Sample) -> float:
-        return chrf(sample.after, sample.before) if sample.before and sample.after else 0.0
-
-    ranked = sorted(samples, key=lambda s: (-change(s), apart(s), s.question))
+    ranked = sorted(samples, key=lambda s: (-change(s), likeness(s), s.question))
     best = [s for s in ranked if change(s) > 0][:NUM_SHOWN]
-    ranked.sort(key=lambda s: (change(s), apart(s), s.question))
+    ranked.sort(key=lambda s: (change(s), likeness(s), s.question))
     return best, [s for s in ranked if change(s) < 0][:NUM_SHOWN]
+
+
+def likeness(sample: Sample) -> float:
+    """How much of the old answer the new one keeps, by chrF: 0 to 1."""
+    if sample.before == sample.after:
+        return 1.0
+    return chrf(sample.after, sample.before) if sample.before and sample.after else 0.0
+
+
+def differ_most(samples: Sequence[Sample]) -> list[Sample]:
+    """The 20 questions whose new answer is least like the old one, the least alike first."""
+    apart = [(likeness(sample), sample) for sample in samples if sample.before != sample.after]
+    apart.sort(key=lambda entry: (entry[0], entry[1].question))
+    return [sample for _, sample in apart[:NUM_SHOWN]]
 
 
 def find_regressions(groups: dict[str, dict[str, float]], least: float = 0.25) -> list[str]:

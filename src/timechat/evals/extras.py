@@ -119,6 +119,28 @@ def draw_texts(details: Mapping[str, Any]) -> str:
     return _table(TEXT_COLUMNS, list_texts(answers)) if answers else ""
 
 
+def list_people(people: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Who chose, how often, and what came of it."""
+    names = {"first": "the old answer", "second": "the new answer"}
+    return [
+        ("people", str(people["people"])),
+        ("questions", str(people["measure"]["n"])),
+        ("the new answers' share of wins", f"{people['measure']['after']:.1%}"),
+        ("against an even share", _points(people["measure"])),
+        *((names.get(str(said), str(said)), str(n)) for said, n in people["verdicts"].items()),
+        *(
+            (f"agreement: {a['name']}", f"{a['value']:.2f}")
+            for a in people["agreement"]
+            if a.get("value") is not None
+        ),
+    ]
+
+
+def draw_people(details: Mapping[str, Any]) -> str:
+    people = details.get("people")
+    return _table(("", ""), list_people(people)) if people else ""
+
+
 def draw_labels(details: Mapping[str, Any]) -> str:
     """Accuracy, macro-F1 and the most frequent mix-ups of both sides."""
     answers = details.get("answers", {})

@@ -12,12 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from timechat.evals.answers import likeness
 from timechat.evals.compare import read_margin
 from timechat.evals.extras import (
     ARM_COLUMNS,
     SLIDER_COLUMNS,
     TEXT_COLUMNS,
     list_arms,
+    list_people,
     list_slider,
     list_texts,
 )
@@ -119,6 +121,18 @@ def build_markdown(report: Report) -> str:
             lines += [f"## {title}", "", "To check by hand.", ""]
             for number, sample in enumerate(samples, start=1):
                 lines += _sample_lines(number, sample)
+    if report.changed:
+        rows = ((s.question, s.before, s.after, f"{likeness(s):.0%}") for s in report.changed)
+        lines += [
+            "## Questions whose answer changed most",
+            "",
+            "Least like the previous answer first, whatever the scores say. To check by hand.",
+            "",
+            *_table(("question", "before", "after", "alike"), rows),
+            "",
+        ]
+    if people := report.details.get("people"):
+        lines += ["## What people chose", "", *_table(("", ""), list_people(people)), ""]
     if arms := report.details.get("arms"):
         lines += [
             "## Without training, and beside it",

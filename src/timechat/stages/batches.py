@@ -9,6 +9,7 @@ from timechat.data.augment import drop_words
 from timechat.data.pack import Batch, Example, encode, order, pack
 from timechat.evals.suite import answer_examples, prose_examples
 from timechat.model.ranks import ALONE, Ranks
+from timechat.stages.generated import own_answers
 from timechat.stages.room import Room
 
 
@@ -54,13 +55,16 @@ def cut_step(
 
 
 def replay_batches(room: Room) -> list[list[Example]]:
-    """The shipped general rows cut into batches of the recipe's share of a step."""
+    """General rows, shipped ones or the base's own, in batches of the recipe's share of a step."""
     share = room.recipe.train.replay
     if share == 0 or room.recipe.train.replay_weight == 0:
         return []
     renderer = room.loaded.renderer
-    answers = answer_examples(renderer, "replay")
-    prose = prose_examples(renderer, "replay")
+    if room.recipe.train.replay_from == "base":
+        answers, prose = [encode(row, renderer) for row in own_answers(room)], []
+    else:
+        answers = answer_examples(renderer, "replay")
+        prose = prose_examples(renderer, "replay")
     size = max(64, round(room.plan["step_tokens"] * share / (1 - min(share, 0.9))))
     # Every batch holds both kinds: one paragraph to every so many answers.
     every = max(1, round(len(answers) / max(1, len(prose))))

@@ -9,11 +9,12 @@ from typing import Any
 
 from timechat.conversation import Conversation
 from timechat.evals.answers import (
-    changed_most,
     describe,
+    differ_most,
     find_leaks,
     find_losses,
     find_regressions,
+    gained_and_lost,
     text_measures,
 )
 from timechat.evals.compare import (
@@ -99,7 +100,7 @@ def build_report(
         *find_regressions(groups),
     )
     every = _every_sample(task, before, after)
-    best, worst = changed_most(every)
+    best, worst = gained_and_lost(every)
     likelihood = decisive[1] if len(decisive) > 1 else None
     report = Report(
         verdict=verdict,
@@ -120,6 +121,7 @@ def build_report(
         },
         best=tuple(best),
         worst=tuple(worst),
+        changed=tuple(differ_most(every)),
     )
     write_report(report, out, curves(out))
     return report

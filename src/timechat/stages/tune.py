@@ -36,6 +36,7 @@ def tune(room: Room) -> tuple[list[Check], float]:
     """
     loaded, plan, recipe = room.loaded, room.plan, room.recipe
     alpha = plan["alpha"] if isinstance(recipe.adapt, Lora) else 0.0
+    replay_batches(room)  # the base's own answers are asked while it is the base
     path_of(loaded.model)  # tried while the weights are whole, on every rank
     change = begin(loaded.model, recipe.adapt, alpha, recipe.train.seed, room.ranks)
     if plan["recompute"]:

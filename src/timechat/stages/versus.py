@@ -26,6 +26,7 @@ from timechat.stages.arms import STRENGTHS
 from timechat.stages.compare import Extra, build_report, say_power
 from timechat.stages.contest import Contest, Known, Options
 from timechat.stages.judging import judge_answers
+from timechat.stages.picks import weigh_picks
 from timechat.stages.prepare import load_prepared, rows_of_run
 from timechat.stages.recorded import REPORT, compare_reports, is_report, refuse_other_questions
 from timechat.stages.sides import Asker, Side
@@ -120,6 +121,10 @@ class _Comparison:
         self.findings = [*entered.first, *self.findings, *entered.findings]
         if self.options.judge:
             self._judge(sides)
+        picks, told = weigh_picks(self.out, self.task, sides[0].shot.answers, sides[1].shot.answers)
+        if picks:
+            self.details["people"] = picks
+            self.findings += told
         extra = Extra(
             tuple(self.findings),
             self.details,
