@@ -73,6 +73,17 @@ def test_micro_batches_change_nothing(method: str) -> None:
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
+def test_a_held_row_in_fewer_words_is_held_to_what_the_base_says_of_those() -> None:
+    """The same row, as word dropout leaves it: what was kept of its other form is not taken."""
+    shorter = [replace(held()[0], ids=(40, 42, 43), weights=(0.0, 1.0, 1.0))]
+    model = build("llama")
+    change = start(model, "lora")
+    trainer = Trainer(model, SETTINGS, change)
+    for others in (held(), shorter):
+        _, pull = trainer.backward((pack(rows(), others),))
+        assert pull == pytest.approx(0.0, abs=1e-6), "at its start the model is its base"
+
+
 @each_method
 def test_at_its_start_a_change_equals_its_base_and_the_base_stays_reachable(method: str) -> None:
     model = base_for(method)

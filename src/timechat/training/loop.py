@@ -106,7 +106,7 @@ class Trainer:
         self._head = head_of(model)
         # What the frozen layers put out, where the plan keeps it.
         self.trunk: Trunk | None = None
-        self._teachers: dict[tuple[str, ...], Tensor] = {}
+        self._teachers: dict[tuple[Example, ...], Tensor] = {}
 
     def advance(
         self, batches: tuple[Batch, ...], is_stopping: Callable[[], bool] = lambda: False
@@ -285,15 +285,14 @@ class Trainer:
     def _teacher(self, rows: tuple[Example, ...]) -> Tensor:
         """The base's hidden states at the targets of held rows (n, D), computed once and kept.
 
-        Kept for these rows together: alone or with others, their last bits would differ, and a
-        resumed run meets them in another order.
+        Kept for these rows together, and for these tokens of theirs: alone or with others, their
+        last bits would differ, and a resumed run meets them in another order.
         """
-        key = tuple(row.id for row in rows)
-        if key not in self._teachers:
+        if rows not in self._teachers:
             batch = pack(list(rows))
             with torch.no_grad(), self.change.base():
-                self._teachers[key] = self._hidden(batch)
-        return self._teachers[key]
+                self._teachers[rows] = self._hidden(batch)
+        return self._teachers[rows]
 
 
 def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
