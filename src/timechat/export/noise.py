@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from timechat.errors import ExportError
 from timechat.export.families import family_of
-from timechat.export.ggufile import file_value, plan_slots
+from timechat.export.ggufile import Slot, plan_slots
 from timechat.export.weights import Weights
 from timechat.model.adapt import merge, output_head
 from timechat.model.quantise import BLOCK, QuantLinear
@@ -30,48 +30,62 @@ from timechat.model.quantise import BLOCK, QuantLinear
 # zero to the greatest, for grids around zero.
 _SPANS = {Kind.Q4_1: 15, Kind.Q5_1: 31}
 _AROUND_ZERO = {Kind.Q4_0: 8, Kind.Q5_0: 16, Kind.Q8_0: 127}
-# Bits after the leading one.
-_MANTISSA = {Kind.BF16: 7, Kind.F16: 10, torch.bfloat16: 7, torch.float16: 10}
+# Formats of floats, with the bits after the leading one.
+FLOATS = {Kind.BF16: 7, Kind.F16: 10, torch.bfloat16: 7, torch.float16: 10}
 _GGUF_BLOCK = 32
 # What files call the output matrix; transformers may call it otherwise once it is loaded.
-_HEADS = ("lm_head", "embed_out")
+HEADS = ("lm_head", "embed_out")
 
 Steps = Iterable[tuple[str, Tensor]]
 
 
 def steps_of_gguf(weights: Weights, config: PretrainedConfig, quantisation: str) -> Steps:
     """The step of each weight of a GGUF file, under the weights' own names and axes."""
-    family = family_of(config)
     for slot in plan_slots(weights, config, quantisation):
         if isinstance(slot.source, str) and slot.kind != Kind.F32:
-            step = step_of(slot.kind, file_value(slot, weights, config))
-            yield slot.source, family.back(slot.source, step, config)
+            yield slot.source, step_of_slot(slot, weights.exact(slot.source), config)
+
+
+def step_of_slot(slot: Slot, value: Tensor, config: PretrainedConfig) -> Tensor:
+    """The step at each value of a weight that a GGUF file holds in `slot`."""
+    family, source = family_of(config), cast(str, slot.source)
+    step = step_of(slot.kind, family.turn(source, value, config).contiguous())
+    return family.back(source, step, config)
 
 
 def steps_of_merge(weights: Weights) -> Steps:
     """The step of each weight that an adapter changed: it is rounded once, as the base has it."""
     for name in weights.adapted:
         kind = weights.entries[name].dtype
-        if kind in _MANTISSA:
-            yield name, _spacing(weights.exact(name), _MANTISSA[kind])
+        if kind in FLOATS:
+            yield name, step_of(kind, weights.exact(name))
 
 
 def steps_of_bf16(model: PreTrainedModel, within: Sequence[str] = ("",)) -> Steps:
     """A rounding of every matrix to bf16; of those alone whose names begin with one of `within`."""
     for name, parameter in cast(nn.Module, model).named_parameters():
         if parameter.dim() > 1 and name.startswith(tuple(within)):
-            yield name, _spacing(parameter.detach().float().cpu(), _MANTISSA[Kind.BF16])
+            yield name, _spacing(parameter.detach().float().cpu(), FLOATS[Kind.BF16])
 
 
 def steps_of_base(weights: Weights, bits: int) -> Steps:
     """The codes that a quantised base was held in while its adapter learned."""
     for name, entry in weights.entries.items():
-        if len(entry.shape) == 2 and "embed" not in name and "lm_head" not in name:
-            value = weights.exact(name)
-            flat = nn.functional.pad(value.flatten(), (0, -value.numel() % BLOCK)).view(-1, BLOCK)
-            # 4 bits: sixteen values between -1 and 1, evenly spaced at worst where weights lie.
-            step = flat.abs().amax(1, keepdim=True) * (1 / 127 if bits == 8 else 2 / 15)
-            yield name, step.expand(flat.shape).reshape(-1)[: value.numel()].view(value.shape)
+        if is_coded(name, entry.shape):
+            yield name, step_of_codes(weights.exact(name), bits)
+
+
+def is_coded(name: str, shape: Sequence[int]) -> bool:
+    """Whether a quantised base holds this weight in codes."""
+    return len(shape) == 2 and "embed" not in name and "lm_head" not in name
+
+
+def step_of_codes(value: Tensor, bits: int) -> Tensor:
+    """The distance between two neighbouring codes, at each value."""
+    flat = nn.functional.pad(value.flatten(), (0, -value.numel() % BLOCK)).view(-1, BLOCK)
+    # 4 bits: sixteen values between -1 and 1, evenly spaced at worst where weights lie.
+    step = flat.abs().amax(1, keepdim=True) * (1 / 127 if bits == 8 else 2 / 15)
+    return step.expand(flat.shape).reshape(-1)[: value.numel()].view(value.shape)
 
 
 def steps_of_engine(model: PreTrainedModel, bits: int) -> Steps:
@@ -83,10 +97,10 @@ def steps_of_engine(model: PreTrainedModel, bits: int) -> Steps:
             yield name, step_of(kind, parameter.detach().float().cpu())
 
 
-def step_of(kind: Kind, value: Tensor) -> Tensor:
+def step_of(kind: Kind | torch.dtype, value: Tensor) -> Tensor:
     """The distance between two neighbouring values of the grid, at each value."""
-    if kind in _MANTISSA:
-        return _spacing(value, _MANTISSA[kind])
+    if isinstance(kind, torch.dtype) or kind in FLOATS:
+        return _spacing(value, FLOATS[kind])
     whole = value.shape[-1] % _GGUF_BLOCK == 0
     blocks = value.unflatten(-1, (-1, _GGUF_BLOCK)) if whole else value.unsqueeze(-2)
     if kind in _SPANS:
@@ -106,8 +120,12 @@ def roughen(model: PreTrainedModel, steps: Steps, seed: int = 0) -> None:
     draw = torch.Generator().manual_seed(seed)
     for name, step in steps:
         parameter = _parameter(model, name)
-        error = (torch.rand(step.shape, generator=draw) - 0.5) * step
-        parameter.add_(error.to(parameter.device, parameter.dtype))
+        parameter.add_(error_within(step, draw).to(parameter.device, parameter.dtype))
+
+
+def error_within(step: Tensor, draw: torch.Generator) -> Tensor:
+    """Half a step at most, to either side."""
+    return (torch.rand(step.shape, generator=draw) - 0.5) * step
 
 
 @torch.no_grad()
@@ -139,7 +157,7 @@ def _parameter(model: PreTrainedModel, name: str) -> nn.Parameter:
         except AttributeError:
             continue
     head: Any = output_head(model)
-    if head is not None and name.split(".")[-2] in _HEADS:
+    if head is not None and name.split(".")[-2] in HEADS:
         return head.weight
     raise ExportError(f"the model has no weight {name}, though its files do")
 

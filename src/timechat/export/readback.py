@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from timechat.errors import ExportError
 from timechat.export.families import FAMILIES, Family, attention_scale
+from timechat.export.layered import Layered, build_shell
 from timechat.export.rotary import FACTORS, LONG, SHORT, rotary_params, scale_frequencies
 from timechat.export.vocabulary import Vocabulary
 
@@ -124,6 +125,21 @@ def load_gguf(contents: Contents, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
+def open_layered(contents: Contents) -> Layered:
+    """The file as a model whose tensors are dequantised one at a time."""
+    config = config_of(contents)
+    family = FAMILIES[str(config.model_type)]
+    shell = build_shell(config)
+    if FACTORS in contents.names:
+        scale_frequencies(shell, contents.tensor(FACTORS))
+    places = {own: name for name, own in _wanted(contents, family, config, shell).items()}
+
+    def fetch(own: str) -> Tensor:
+        return family.back(own, contents.tensor(places[own]), config).contiguous()
+
+    return Layered(shell, fetch)
+
+
 def _state(
     contents: Contents,
     family: Family,
@@ -131,19 +147,26 @@ def _state(
     shell: PreTrainedModel,
     dtype: torch.dtype,
 ) -> Iterator[tuple[str, Tensor]]:
+    wanted = _wanted(contents, family, config, shell)
+    for name, value in contents.tensors():
+        if name in wanted:
+            yield wanted[name], family.back(wanted[name], value, config).contiguous().to(dtype)
+
+
+def _wanted(
+    contents: Contents, family: Family, config: PretrainedConfig, shell: PreTrainedModel
+) -> dict[str, str]:
+    """The file's names to the model's. Raises ExportError for one that the file lacks."""
     names = family.names(config)
     wanted: dict[str, str] = {}
     for own in shell.state_dict():
         stem, _, leaf = own.rpartition(".")
         wanted[f"{names.get_name(stem)}.{leaf}"] = own
     # A head that is tied to the embedding has no tensor of its own, and in Gemma no name either.
-    left = {n for n in wanted if not config.tie_word_embeddings or wanted[n] != "lm_head.weight"}
-    for name, value in contents.tensors():
-        if name in wanted:
-            left.discard(name)
-            yield wanted[name], family.back(wanted[name], value, config).contiguous().to(dtype)
-    if left:
+    needed = {n for n in wanted if not config.tie_word_embeddings or wanted[n] != "lm_head.weight"}
+    if left := needed - set(contents.names):
         raise ExportError(f"{contents.path.name} has no tensor {min(left)}")
+    return wanted
 
 
 def _shown_by_tensors(kind: str, keys: dict[str, Any], names: set[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from timechat.errors import CheckpointError, ExportError
 from timechat.model.peft import read_adapter
+from timechat.model.quantise import pack_codes, unpack_codes
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -82,19 +83,33 @@ class Weights:
 
     def exact(self, name: str) -> Tensor:
         """The tensor in fp32 with the adapter's share added, not rounded."""
-        value = self._read(name).float()
-        pair = self._layers.get(name)
-        if pair is not None:
-            a, b = pair
-            place = value.T if self._is_turned else value
-            place.addmm_(b.float(), a.float(), alpha=self._scale)
-        return value
+        return self._adapted(name, self._read(name).float())
+
+    def seen(self, name: str, dtype: torch.dtype, bits: int = 0) -> Tensor:
+        """The tensor in fp32 as a run sees it: the base rounded to `dtype`, and to codes of `bits`
+        where it trains beside those, the adapter's share added unrounded."""
+        value = self._read(name).to(dtype)
+        if bits:
+            place = (value.T if self._is_turned else value).contiguous()
+            shape = (place.shape[0], place.shape[1])
+            place = unpack_codes(*pack_codes(place, bits), bits, shape, torch.float32)
+            value = place.T.contiguous() if self._is_turned else place
+        return self._adapted(name, value.float())
 
     def rounded(self, name: str) -> Tensor:
         """The tensor in the base's own number format: rounded once, and only where it changed."""
         if name not in self._layers:
             return self._read(name)
         return self.exact(name).to(self.entries[name].dtype)
+
+    def _adapted(self, name: str, value: Tensor) -> Tensor:
+        """`value` with the adapter's share added, in place."""
+        pair = self._layers.get(name)
+        if pair is not None:
+            a, b = pair
+            place = value.T if self._is_turned else value
+            place.addmm_(b.float(), a.float(), alpha=self._scale)
+        return value
 
     def _read(self, name: str) -> Tensor:
         with safe_open(self.entries[name].file, framework="pt") as file:

@@ -30,7 +30,7 @@ from timechat.model.load import Loaded, Source, load, load_tokenizer, resolve
 from timechat.model.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from timechat.model.render import Renderer
 from timechat.records import Measure
-from timechat.stages import hearing
+from timechat.stages import hearing, layerwise
 from timechat.stages.hearing import held_out_rows
 from timechat.stages.measure import Asked
 from timechat.stages.target import (
@@ -41,11 +41,11 @@ from timechat.stages.target import (
     activation_of,
     beside,
     file_of,
+    fits_whole,
     name_of,
     open_target,
     probed,
     refuse_changed_base,
-    refuse_no_memory,
     refuse_no_space,
     refuse_taken,
     report_of,
@@ -124,13 +124,17 @@ def _write(job: Job, weights: Weights, folder: Path, out: Path, measure: bool) -
     _carry_activation(job, config, weights)
     file = file_of(job, out)
     refuse_no_space(job, weights, config, folder)
-    refuse_no_memory(weights)
+    is_whole = fits_whole(job, weights, measure)
     _write_form(job, weights, config, renderer, folder / file)
     say("reading it back and comparing every tensor, the template, the stop tokens and ids")
     _inspect(job, weights, config, renderer, folder / file)
-    verdict, dtype, measures = _listen(job, weights, folder, folder / file, measure)
+    if is_whole:
+        verdict, dtype, measures = _listen(job, weights, folder, folder / file, measure)
+    else:
+        verdict, dtype, measures = layerwise.listen(job, weights, folder / file), torch.float32, ()
     gate.refuse_unless(verdict, f"the {job.label} export")
-    notes = [f"compared in {str(dtype).removeprefix('torch.')}, on {probed(job)}"]
+    how = "" if is_whole else " layer by layer"
+    notes = [f"compared{how} in {str(dtype).removeprefix('torch.')}, on {probed(job)}"]
     if bits := hearing.bits_of(job.source):
         notes.append(
             f"the adapter was trained and evaluated beside its base in {bits} bits"

@@ -21,10 +21,12 @@ from timechat.export.ggufile import plan_slots
 from timechat.export.weights import Weights
 from timechat.model.load import Source, digest_folder, pick_dtype
 from timechat.model.machine import free_disk, free_memory
-from timechat.model.peft import BASE_NOTE
+from timechat.model.peft import ADAPTER_WEIGHTS, BASE_NOTE
 from timechat.stages.watch import Watcher
 from timechat.store import build_folder, read_json
 
+# Tokens of the prompts that are heard layer by layer: all of them go through at once.
+LAYERED_TOKENS = 1000
 CARD, GATE, MODELFILE = "README.md", "gate.json", "Modelfile"
 
 
@@ -84,17 +86,49 @@ def refuse_no_space(job: Job, weights: Weights, config: PretrainedConfig, folder
         )
 
 
-def refuse_no_memory(weights: Weights) -> None:
-    """Writing holds one shard; the gate holds a whole model, the evaluated one or the export."""
+def whole_bytes(weights: Weights) -> int:
+    """What the gate takes where it hears a model whole: the evaluated one or the export."""
     num_weights = sum(math.prod(entry.shape) for entry in weights.entries.values())
-    needed = num_weights * pick_dtype().itemsize
-    if needed > free_memory():
+    return num_weights * pick_dtype().itemsize
+
+
+def layered_bytes(job: Job, weights: Weights) -> int:
+    """What it takes layer by layer: the largest matrix in fp32, with what is added to it, the
+    adapter, and the activations of every answer."""
+    shapes = [entry.shape for entry in weights.entries.values()]
+    largest = max(map(math.prod, shapes))
+    # The widest activation: not the vocabulary, whose logits come in chunks.
+    widest = max(max(shape) for shape in shapes if math.prod(shape) < largest or len(shapes) == 1)
+    adapter = _adapter_bytes(job.source)
+    copies = 4 if job.form == "gguf" else 2
+    return copies * 4 * largest + 3 * 4 * widest * 2 * LAYERED_TOKENS + adapter
+
+
+def _adapter_bytes(source: Source) -> int:
+    return (source.adapter / ADAPTER_WEIGHTS).stat().st_size if source.adapter else 0
+
+
+def fits_whole(job: Job, weights: Weights, measure: bool) -> bool:
+    """Whether the gate can hear whole models; else it goes layer by layer.
+
+    Raises ExportError where not even that fits: nothing is exported unheard.
+    """
+    free = free_memory()
+    if whole_bytes(weights) <= free:
+        return True
+    if measure:
         raise ExportError(
-            f"the gate hears the evaluated model and the export, one after the other, which takes "
-            f"{needed / 1e9:.1f} GB of memory, and {free_memory() / 1e9:.1f} GB are free. Writing "
-            "takes one shard at a time, but nothing is exported unheard: free some memory, or "
-            "export where there is more"
+            f"--measure asks the whole model, which takes {whole_bytes(weights) / 1e9:.1f} GB of "
+            f"memory, and {free / 1e9:.1f} GB are free: leave it out"
         )
+    needed = layered_bytes(job, weights)
+    if needed > free:
+        raise ExportError(
+            f"the gate hears the evaluated model and the export layer by layer, which takes "
+            f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free. Nothing is "
+            "exported unheard: free some memory, or export where there is more"
+        )
+    return False
 
 
 @contextmanager
