@@ -78,7 +78,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One optimizer step. `loss` is in nats per target token, `tokens` are real tokens."""
+    """One optimizer step. `loss` is in nats per target token, `tokens` are real tokens, `accuracy`
+    is the share of target tokens that were the likeliest before the step."""
 
     step: int
     loss: float
@@ -89,6 +90,7 @@ class StepRecord:
     elapsed_s: float
     replay_loss: float | None = None
     peak_bytes: int | None = None
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

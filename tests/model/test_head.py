@@ -67,3 +67,13 @@ def test_a_label_outside_the_vocabulary_is_refused_with_its_number(label: int) -
     targets[3] = label
     with pytest.raises(ModelError, match=f"token {label} is outside .* of 50"):
         nats(hidden, Head(weight), targets, weights)
+
+
+def test_targets_that_were_likeliest_are_counted_on_the_way() -> None:
+    hidden, weight, bias, targets, weights = drawn()
+    likeliest = plain_logits(hidden, weight, bias, 1.0, None).argmax(-1)
+    right = torch.zeros(())
+    nats(hidden, Head(weight, bias), targets, weights, right)
+    assert int(right) == int((likeliest == targets).sum())
+    nats(hidden, Head(weight, bias), likeliest, weights, right)
+    assert int(right) == int((likeliest == targets).sum()) + len(targets)

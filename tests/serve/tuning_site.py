@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,17 @@ TRAINER = str(Path(__file__).parents[1] / "stages" / "trainer.py")
 
 
 class TuningSite(Site):
-    """A site that lets two projects fine-tune `tiny`; `command` is what its worker runs."""
+    """A site that lets two projects fine-tune `name`; `command` is what its worker runs."""
 
     def __init__(
-        self, state: Path, ledger: str | Path, command: tuple[str, ...], base: Path | None = None
+        self,
+        state: Path,
+        ledger: str | Path,
+        command: tuple[str, ...],
+        base: Path | None = None,
+        name: str = "tiny",
     ) -> None:
+        self.name = name
         self.keys = keys = Keys(["open"])
         keys.add("key-a", "alpha")
         keys.add("key-b", "beta")
@@ -46,7 +53,7 @@ class TuningSite(Site):
         self.engine = FakeEngine(says("base"))
         self.responder = build_responder(self.engine)
         self.app = create_app(self.registry, with_uploads(Settings()), keys, ROUTERS)
-        opened = Opened("tiny", Source("tiny", base or state), "d1")
+        opened = Opened(name, Source(name, base or state), "d1")
         self.ledger = open_ledger(ledger)
         mount_studio(self.app, self.ledger)
         self.tuning = Tuning(state, self.ledger, [opened], lambda _: None)
@@ -54,7 +61,7 @@ class TuningSite(Site):
         self.tuning.attach(self.app, self.registry)
 
     async def open(self) -> None:
-        await self.registry.add(Served("tiny", self.responder, "d1"))
+        await self.registry.add(Served(self.name, self.responder, "d1"))
         await self.registry.add(Served("ready-run", self.responder, "d2"))
 
 
@@ -88,6 +95,13 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Place]:
+    with open_place(tmp_path_factory.mktemp("state")) as opened:
+        yield opened
+
+
+@contextmanager
+def open_place(state: Path, name: str = "tiny") -> Generator[Place]:
+    """A listening server whose jobs are trained by a stand-in."""
     patch = pytest.MonkeyPatch()
     patch.setattr(worker, "LOOK_S", 0.05)
     patch.setattr(errand, "BEAT_S", 0.05)
@@ -98,9 +112,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Place]:
         return Opened(name, Source(name, folder), "d3"), answer
 
     patch.setattr(tuned, "open_tuned", open_tuned)
-    state = tmp_path_factory.mktemp("state")
     command = (sys.executable, "-S", TRAINER, "0.01")
-    site = TuningSite(state, state / "ledger.db", command)
+    site = TuningSite(state, state / "ledger.db", command, name=name)
     site.tuning.start(site.keys)
     with listening(site) as url:
         yield Place(url, site)

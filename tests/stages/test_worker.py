@@ -113,7 +113,7 @@ def test_a_job_tells_its_whole_story_and_leaves_its_files(worker: Worker) -> Non
         lines[0]
         == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,full_valid_loss"
     )
-    assert lines[1:3] == ["1,1.0,,,,", "2,0.5,,1.0,0.5,1.0"]
+    assert lines[1:3] == ["1,1.0,0.0,,,", "2,0.5,0.5,1.0,0.5,1.0"]
     assert json.loads(report)["verdict"] == "improved"
     page = Jobs(worker.ledger).checkpoints(done.id, None, 10)
     assert page is not None

@@ -63,6 +63,7 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing(renderer: Renderer) 
     assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
     assert a.target_tokens == b.target_tokens
+    assert a.accuracy == b.accuracy
 
 
 def test_replay_is_zero_at_the_start_and_holds_the_model_back(renderer: Renderer) -> None:

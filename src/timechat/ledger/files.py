@@ -37,7 +37,8 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file that comes in parts. `file` is its id once it is whole."""
+    """A file that comes in parts. `file` is its id once it is whole, `keep_seconds` how long it
+    is then kept (None: for good); the upload itself ends at `expires_ms`."""
 
     id: str
     project: str
@@ -48,6 +49,7 @@ class Upload:
     file: str | None
     created_ms: int
     expires_ms: int
+    keep_seconds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,18 @@ class Files:
         for upload in gone:
             shutil.rmtree(self.folder / upload, ignore_errors=True)
 
-    def open_upload(self, project: str, filename: str, purpose: str, num_bytes: int) -> Upload:
+    def open_upload(
+        self,
+        project: str,
+        filename: str,
+        purpose: str,
+        num_bytes: int,
+        keep_seconds: int | None = None,
+    ) -> Upload:
         now = now_ms()
         made = Upload(
             new_id("upload_"), project, filename, purpose, num_bytes, "pending", None, now,
-            now + UPLOAD_MS,
+            now + UPLOAD_MS, keep_seconds,
         )  # fmt: skip
         with self.ledger.write() as connection:
             connection.execute(insert(uploads).values(**_row(made)))

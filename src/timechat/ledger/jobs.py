@@ -84,8 +84,8 @@ class Jobs:
 
     ledger: Ledger
 
-    def create(self, **values: Any) -> Job:
-        """A new job, waiting to be validated."""
+    def create(self, told: Sequence[Event] = (), **values: Any) -> Job:
+        """A new job, waiting to be validated; `told` is said of it at once."""
         fresh: dict[str, Any] = {
             "id": new_id("ftjob-"),
             "status": "validating_files",
@@ -104,6 +104,8 @@ class Jobs:
                 job,
                 Event("validating", f"Validating training file: {values['training_file']}"),
             )
+            for event in told:
+                tell(connection, job, event)
             return job_of(connection.execute(select(jobs).where(jobs.c.id == job)).one())
 
     def get(self, job: str, project: str | None = None) -> Job | None:

@@ -129,6 +129,7 @@ uploads = Table(
     Column("file", Text),
     Column("created_ms", BigInteger, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
+    Column("keep_seconds", Integer),
 )
 
 upload_parts = Table(

@@ -81,9 +81,12 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(head.weight, cast(Tensor | None, head.bias), scale, cap)
 
 
-def nats(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
+def nats(
+    hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, right: Tensor | None = None
+) -> Tensor:
     """Σ wᵢ · −log p(targetᵢ), a scalar in fp32; its gradient reaches `hidden`, and the head's
-    weight and bias where they learn.
+    weight and bias where they learn. How many targets were the likeliest token is added to
+    `right`, a scalar, on the way.
 
     Raises ModelError for a target outside the vocabulary.
     """
@@ -95,7 +98,8 @@ def nats(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor
             "another model's"
         )
     return cast(
-        Tensor, _HeadLoss.apply(hidden, head.weight, head.bias, head, targets, None, None, weights)
+        Tensor,
+        _HeadLoss.apply(hidden, head.weight, head.bias, head, targets, None, None, weights, right),
     )
 
 
@@ -109,7 +113,7 @@ def divergence(
     other = teacher_head or head
     return cast(
         Tensor,
-        _HeadLoss.apply(hidden, head.weight, head.bias, head, None, teacher, other, weights),
+        _HeadLoss.apply(hidden, head.weight, head.bias, head, None, teacher, other, weights, None),
     )
 
 
@@ -128,9 +132,10 @@ def log_probs(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tens
     return torch.cat(values), torch.cat(hits)
 
 
-def _log_sum(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """log Σ exp(logits) (n,) out of their softmax: the largest probability never underflows."""
-    return logits.amax(-1) - probabilities.amax(-1).log()
+def _log_sum(top: Tensor, probabilities: Tensor) -> Tensor:
+    """log Σ exp(logits) (n,) out of the largest logits and all probabilities: the largest of these
+    never underflows."""
+    return top - probabilities.amax(-1).log()
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -147,6 +152,7 @@ class _HeadLoss(torch.autograd.Function):
         teacher: Tensor | None,
         teacher_head: Head | None,
         weights: Tensor,
+        right: Tensor | None,
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         grad = torch.empty_like(hidden)
@@ -159,10 +165,14 @@ class _HeadLoss(torch.autograd.Function):
             scale = weights[part]
             logits = head.logits(hidden[part])
             slope = logits.softmax(-1)
-            log_z = _log_sum(logits, slope)
+            top = logits.amax(-1)
+            log_z = _log_sum(top, slope)
             if targets is not None:
                 chosen = targets[part, None]
-                total += ((log_z - logits.gather(1, chosen)[:, 0]) * scale).sum()
+                wanted = logits.gather(1, chosen)[:, 0]
+                total += ((log_z - wanted) * scale).sum()
+                if right is not None:
+                    right += (wanted >= top).sum()
                 slope.scatter_add_(1, chosen, -torch.ones_like(scale)[:, None])
             else:
                 assert teacher is not None
@@ -170,7 +180,7 @@ class _HeadLoss(torch.autograd.Function):
                 wanted = teacher_head.logits(teacher[part])
                 q = wanted.softmax(-1)
                 # KL = Σ q · (wanted − logits) − log Z(wanted) + log Z(logits)
-                gap = log_z - _log_sum(wanted, q)
+                gap = log_z - _log_sum(wanted.amax(-1), q)
                 gap += torch.linalg.vecdot(q, wanted.sub_(logits))
                 total += (gap * scale).sum()
                 slope.sub_(q)
@@ -191,4 +201,4 @@ class _HeadLoss(torch.autograd.Function):
         grad, weight, bias = found
         if weight is not None:
             weight = weight.to(ctx.dtype)
-        return grad, weight, bias, None, None, None, None, None
+        return grad, weight, bias, None, None, None, None, None, None

@@ -36,7 +36,8 @@ def create_file(
     """Take a file in, if every line of it is a JSON object."""
     files, project = files_of(request)
     check_purpose(purpose)
-    expires_ms = _expiry(anchor, seconds)
+    keep_seconds = check_expiry(anchor, seconds)
+    expires_ms = expiry_of(keep_seconds)
     with tempfile.NamedTemporaryFile(dir=files.folder, prefix=".", delete=False) as beside:
         content = Path(beside.name)
         try:
@@ -136,7 +137,8 @@ def check_purpose(purpose: str) -> None:
         raise ApiError(400, f"purpose {purpose!r}: only 'fine-tune' is served", param="purpose")
 
 
-def _expiry(anchor: str | None, seconds: str | None) -> int | None:
+def check_expiry(anchor: str | None, seconds: str | None) -> int | None:
+    """For how many seconds a file is kept; None for good. Raises ApiError."""
     if anchor is None and seconds is None:
         return None
     if anchor != "created_at" or not EXPIRY.fullmatch(seconds or ""):
@@ -148,4 +150,9 @@ def _expiry(anchor: str | None, seconds: str | None) -> int | None:
         raise ApiError(
             400, f"expires_after: 3600 to 2592000 seconds, not {count}", param="expires_after"
         )
-    return now_ms() + 1000 * count
+    return count
+
+
+def expiry_of(keep_seconds: int | None) -> int | None:
+    """When a file that is made now goes."""
+    return None if keep_seconds is None else now_ms() + 1000 * keep_seconds

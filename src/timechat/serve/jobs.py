@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,11 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 Limit = Annotated[int, Query(ge=1, le=100)]
 Text64 = Annotated[str, Field(max_length=64)]
 Text512 = Annotated[str, Field(max_length=512)]
+NOT_CONNECTED = Event(
+    "integrations",
+    "wandb is not connected here: every figure stands in this job's events and its result file",
+    level="warn",
+)
 # A colon would tear the model's name apart.
 Suffix = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 
@@ -39,6 +44,24 @@ class Method(BaseModel):
     supervised: Supervised | None = None
 
 
+class Wandb(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    project: str
+    name: str | None = None
+    entity: str | None = None
+    tags: list[str] | None = None
+
+
+class Integration(BaseModel):
+    """What scripts ask to be connected. Nothing is, which an event says, so that they run on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["wandb"]
+    wandb: Wandb
+
+
 class JobRequest(BaseModel):
     """The body of `POST /v1/fine_tuning/jobs`."""
 
@@ -52,7 +75,7 @@ class JobRequest(BaseModel):
     suffix: Suffix | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     metadata: Annotated[dict[Text64, Text512], Field(max_length=16)] | None = None
-    integrations: list[Any] | None = None
+    integrations: list[Integration] | None = None
 
 
 @router.post("")
@@ -64,8 +87,6 @@ def create_job(body: JobRequest, request: Request) -> dict[str, Any]:
     _check_file(request, body.training_file, "training_file")
     if body.validation_file is not None:
         _check_file(request, body.validation_file, "validation_file")
-    if body.integrations:
-        raise ApiError(400, "integrations are not served here", param="integrations")
     try:
         kept = check_hyperparameters(given)
     except RecipeError as error:
@@ -80,6 +101,7 @@ def create_job(body: JobRequest, request: Request) -> dict[str, Any]:
         seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
         hyperparameters=kept,
         metadata=body.metadata,
+        told=[NOT_CONNECTED] if body.integrations else [],
     )
     return job_row(job)
 

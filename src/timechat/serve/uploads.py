@@ -12,12 +12,28 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from timechat.ledger.files import Upload
 from timechat.serve.errors import ApiError
-from timechat.serve.files import absent, check_purpose, file_row, files_of
+from timechat.serve.files import (
+    absent,
+    check_expiry,
+    check_purpose,
+    expiry_of,
+    file_row,
+    files_of,
+)
 from timechat.serve.receive import CHUNK, check_lines, copy_bounded
 
 router = APIRouter(tags=["files"])
 MAX_PART_BYTES = 64 << 20
 MAX_UPLOAD_BYTES = 8 << 30
+
+
+class Expiry(BaseModel):
+    """How long the file is kept, counted from when it is whole."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    anchor: str
+    seconds: int
 
 
 class UploadRequest(BaseModel):
@@ -29,7 +45,7 @@ class UploadRequest(BaseModel):
     bytes: Annotated[int, Field(ge=1, le=MAX_UPLOAD_BYTES)]
     mime_type: str
     purpose: str
-    expires_after: dict[str, Any] | None = None
+    expires_after: Expiry | None = None
 
 
 class CompleteRequest(BaseModel):
@@ -46,7 +62,10 @@ def create_upload(body: UploadRequest, request: Request) -> dict[str, Any]:
     """Begin a file that comes in parts, within an hour."""
     files, project = files_of(request)
     check_purpose(body.purpose)
-    return upload_row(files.open_upload(project, body.filename, body.purpose, body.bytes))
+    wanted = body.expires_after
+    keep_seconds = check_expiry(wanted.anchor, str(wanted.seconds)) if wanted else None
+    made = files.open_upload(project, body.filename, body.purpose, body.bytes, keep_seconds)
+    return upload_row(made)
 
 
 @router.post("/v1/uploads/{upload}/parts")
@@ -96,7 +115,10 @@ def complete_upload(upload: str, body: CompleteRequest, request: Request) -> dic
             if body.md5 is not None and body.md5.lower() != md5.hexdigest():
                 raise ApiError(400, "the bytes do not have that MD5 sum", param="md5")
             check_lines(content)
-            kept = files.keep(content, sha.hexdigest(), project, found.filename, found.purpose)
+            expires_ms = expiry_of(found.keep_seconds)
+            kept = files.keep(
+                content, sha.hexdigest(), project, found.filename, found.purpose, expires_ms
+            )
         except BaseException:
             content.unlink(missing_ok=True)
             raise

@@ -30,6 +30,8 @@ CSV_HEADER = (
     "step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy",
     "full_valid_loss",
 )  # fmt: skip
+# What the result file calls otherwise than events and checkpoints do.
+SAME_IN_CSV = {"train_accuracy": "train_mean_token_accuracy"}
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -147,6 +149,8 @@ def metrics_of(step: int, rows: Mapping[int, Mapping[str, Any]]) -> dict[str, fl
     found: dict[str, float] = {"step": float(step)}
     if "loss" in row:
         found["train_loss"] = float(row["loss"])
+    if row.get("accuracy") is not None:
+        found["train_mean_token_accuracy"] = float(row["accuracy"])
     if "validation_loss" in row:
         # The whole validation set is always asked, so both names hold the same figure.
         for name in ("valid_loss", "full_valid_loss"):
@@ -172,7 +176,8 @@ def write_results(rows: Mapping[int, Mapping[str, Any]]) -> str:
     writer.writerow(CSV_HEADER)
     for step in sorted(rows.keys() - {0}):  # 0 is the base, before the first step
         found = metrics_of(step, rows)
-        writer.writerow([step, *(found.get(name, "") for name in CSV_HEADER[1:])])
+        names = (SAME_IN_CSV.get(name, name) for name in CSV_HEADER[1:])
+        writer.writerow([step, *(found.get(name, "") for name in names)])
     return out.getvalue()
 
 

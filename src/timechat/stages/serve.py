@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +22,14 @@ from timechat.engine.responder import LocalResponder, Responder
 from timechat.engine.sandbox import SandboxScribe
 from timechat.errors import ModelError
 from timechat.model.load import Source, digest_folder, load_tokenizer, resolve
+from timechat.model.render import Renderer
 from timechat.model.starter import cache_folder
+from timechat.stages.target import GATE
 from timechat.stages.vet import Subject, VettedEngine
+from timechat.store import read_json
 
+# A model under a name of its own: scripts for other services name theirs.
+OWN_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")
 EngineName = Literal["auto", "openvino", "torch"]
 
 
@@ -59,9 +65,10 @@ def find_models(
 ) -> list[Opened]:
     """The files behind each MODEL. Raises ModelError for one that is missing or named twice."""
     found: list[Opened] = []
-    for name in names:
+    for given in names:
+        own, name = split_name(given)
         source = Source(name, Path()) if is_address(name) else resolve(name, say)
-        label = served_name(name)
+        label = own or served_name(name)
         if any(one.name == label for one in found):
             raise ModelError(f"two models would be served as {label!r}: serve them apart")
         # What answers elsewhere can change there at any time: it has no digest.
@@ -69,6 +76,12 @@ def find_models(
         found.append(Opened(label, source, digest, engine, bits))
     bases = Counter(one.source.folder for one in found if not one.is_hosted)
     return [replace(one, shares_base=bases[one.source.folder] > 1) for one in found]
+
+
+def split_name(model: str) -> tuple[str, str]:
+    """The name of its own that `NAME=MODEL` gives a model, else none, and the MODEL."""
+    found = OWN_NAME.fullmatch(model)
+    return (found[1], found[2]) if found and not Path(model).exists() else ("", model)
 
 
 def served_name(model: str) -> str:
@@ -113,9 +126,33 @@ def open_model(found: Opened) -> Responder:
     tokenizer = load_tokenizer(folder)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{found.name} has no tokenizer.json; its words cannot be streamed")
+    refuse_broken_stops(found.name, source, tokenizer)
     scribe = SandboxScribe(folder)
     started = ProcessEngine(spec) if reason else _vetted(found, spec)
     return LocalResponder(started, scribe, tokenizer.backend_tokenizer)
+
+
+def refuse_broken_stops(name: str, source: Source, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises ModelError where answers would not end as they did: at a token that the model cannot
+    say, or at another one than the folder's gate heard."""
+    stops = sorted(Renderer(tokenizer).stop_ids)
+    config: Any = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    num_rows = int(config.get_text_config().vocab_size)
+    if (beyond := stops[-1]) >= num_rows:
+        raise ModelError(
+            f"{name} would never stop: its stop token {tokenizer.convert_ids_to_tokens(beyond)!r} "
+            f"is number {beyond}, and the model has {num_rows} tokens. The tokenizer's files are "
+            "not the model's"
+        )
+    folder = source.adapter or source.folder
+    if (folder / GATE).is_file():
+        heard = set(read_json(folder / GATE).get("stop_tokens", ()))
+        named = set(map(str, tokenizer.convert_ids_to_tokens(stops)))
+        if heard and heard != named:
+            raise ModelError(
+                f"{name} is not as it was exported: its stop tokens are {sorted(named)}, and the "
+                f"gate heard it end at {sorted(heard)}. Export it again"
+            )
 
 
 def _vetted(found: Opened, spec: dict[str, Any]) -> VettedEngine:

@@ -54,6 +54,7 @@ class Begun:
     batches: int = 0
     loss: float = 0.0
     held: float = 0.0
+    right: float = 0.0
 
 
 class StepInterruptedError(TrainingError):
@@ -119,7 +120,7 @@ class Trainer:
         started = time.perf_counter()
         rate = learning_rate(self.step, self.settings) * self.rate_scale
         loss, held = self.backward(batches, self.begun, is_stopping)
-        self.begun = Begun()
+        right, self.begun = self.begun.right, Begun()
         norm = self._clip()
         if not all(map(math.isfinite, (loss, norm, held or 0.0))):
             self.optimizer.zero_grad(set_to_none=True)
@@ -132,9 +133,10 @@ class Trainer:
         self.step += 1
         self.refresh()
         self._follow()
-        tokens, target_tokens = self.ranks.total(
+        tokens, target_tokens, right = self.ranks.total(
             sum(batch.num_tokens for batch in batches),
             sum(batch.num_target_tokens for batch in batches),
+            right,
         )
         return StepRecord(
             step=self.step,
@@ -145,6 +147,7 @@ class Trainer:
             target_tokens=int(target_tokens),
             elapsed_s=time.perf_counter() - started,
             replay_loss=held,
+            accuracy=right / target_tokens if target_tokens else None,
         )
 
     def skip(self) -> None:
@@ -170,9 +173,10 @@ class Trainer:
             sum(batch.num_held for batch in batches),
         )
         for batch in batches[begun.batches :]:
-            own, other = self._losses(batch)
+            own, other = self._losses(batch, right := torch.zeros((), device=self.model.device))
             part = own / num_targets
             begun.loss += float(part.detach())
+            begun.right += float(right)
             if other is not None:
                 pull = other / num_held
                 begun.held += float(pull.detach())
@@ -259,12 +263,13 @@ class Trainer:
         for average, parameter in zip(self.average, self.parameters, strict=True):
             average.lerp_(parameter.detach(), 1 - decay)
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Summed nats of the batch's targets, and the summed divergence of its held rows."""
+    def _losses(self, batch: Batch, right: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Summed nats of the batch's targets, and the summed divergence of its held rows; adds to
+        `right` how many targets the model would have said."""
         hidden = self._hidden(batch)
         targets, weights = batch.targets.to(hidden.device), batch.weights.to(hidden.device)
         own = slice(batch.num_target_tokens)
-        loss = nats(hidden[own], self._head, targets[own], weights[own])
+        loss = nats(hidden[own], self._head, targets[own], weights[own], right)
         if not batch.held:
             return loss, None
         rest = slice(batch.num_target_tokens, None)

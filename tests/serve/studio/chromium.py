@@ -30,5 +30,6 @@ def is_foreign(address: str) -> bool:
 
 
 def send(page: api.Page, words: str) -> None:
+    page.wait_for_load_state()  # before its scripts run, Enter is only a new line
     page.get_by_label("Message").fill(words)
     page.keyboard.press("Enter")

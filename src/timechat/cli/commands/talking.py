@@ -94,6 +94,7 @@ def serve(
     timechat serve runs/demo --host 0.0.0.0 --api-key "$KEY"
     timechat serve starter --state state
     timechat serve http://10.0.0.5:8000/v1#llama-7b
+    timechat serve gpt-4.1-nano=starter --state state
     """
     from timechat.cli.display import console
     from timechat.ledger.database import LEDGER_FILE, default_ledger, open_ledger
