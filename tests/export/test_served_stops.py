@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_layered import QUESTIONS, write_adapter
 from tiny import write_family
+from transformers import AutoTokenizer
 
 from timechat.errors import ModelError
 from timechat.stages import hearing
@@ -50,7 +51,10 @@ def test_an_adapter_that_ends_at_another_token_is_refused(adapter: Path) -> None
 
 def test_an_adapter_whose_stop_token_the_model_cannot_say_is_refused(adapter: Path) -> None:
     (adapter / "gate.json").unlink()  # from elsewhere
-    spoil(adapter, "<|done|>")
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    tokenizer.add_tokens([f"<|{i}|>" for i in range(600)])
+    tokenizer.eos_token = "<|done|>"
+    tokenizer.save_pretrained(adapter)
     with pytest.raises(
         ModelError, match=r"would never stop: its stop token '<\|done\|>' is number"
     ):
