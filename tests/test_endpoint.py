@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from timechat.endpoint import Endpoint, Limits, names_another
 from timechat.errors import ModelError
 
 ASKED = [Message("user", "Hi")]
-QUICK = Limits(attempts=3, seconds=0.5, pause_s=0.0)
+QUICK = Limits(attempts=3, seconds=0.2, pause_s=0.0)
 ADDRESS = "http://there.test/v1#small"
 
 
@@ -54,6 +55,15 @@ class Endless(httpx.SyncByteStream):
             yield b"x" * 65536
 
 
+class Dripping(httpx.SyncByteStream):
+    """A byte now and then: no single wait is too long, all of them together are."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            time.sleep(0.02)
+            yield b" "
+
+
 def slow(_: httpx.Request) -> httpx.Response:
     raise httpx.ReadTimeout("slow")
 
@@ -65,6 +75,8 @@ def down(_: httpx.Request) -> httpx.Response:
 FAULTS: list[tuple[str, Callable[[httpx.Request], httpx.Response], int]] = [
     ("ConnectError", down, 3),
     ("no answer within", slow, 3),
+    ("no whole answer within", lambda _: httpx.Response(200, stream=Dripping()), 3),
+    ("status 302", lambda _: httpx.Response(302, headers={"location": "http://else.test"}), 1),
     ("status 429", lambda _: httpx.Response(429, headers={"retry-after": "0"}), 3),
     ("status 500", lambda _: httpx.Response(500, text="oops"), 3),
     ("status 401", lambda _: httpx.Response(401, text="no key"), 1),
