@@ -13,8 +13,9 @@ from serve.studio.story import RIGHT, WRONG, build_story
 from timechat.engine.fake import FakeEngine
 
 pytestmark = BROWSER
-# Pages opened and closed; from WARM on nothing may grow.
-PAGES, WARM = 60, 20
+# Pages opened and closed; from WARM on nothing may grow but by what a kept conversation takes.
+PAGES, WARM = int(os.environ.get("TIMECHAT_PAGES", "60")), 20
+GROWTH_BYTES = 2**15  # a page, while Python's own pools still fill
 
 
 def press_until(page: api.Page, key: str, name: str) -> None:
@@ -148,10 +149,10 @@ def test_a_phone_goes_back_to_the_talk_when_a_chat_is_begun_or_opened(
 def test_pages_that_are_opened_and_closed_leave_nothing_open(
     studio: Site, browser: api.Browser
 ) -> None:
-    """In a real browser; a thousand cut connections are in test_studio_api, a thousand pages of
-    this test were measured once (docs/studio.md)."""
+    """In a real browser; a thousand cut connections are in test_studio_api. docs/studio.md says how
+    many pages were measured once, with `TIMECHAT_PAGES`."""
     with listening(studio) as address:
-        before = (0, 0)
+        before = (0, 0, 0)
         context = browser.new_context()
         for i in range(PAGES):
             tab = context.new_page()
@@ -160,10 +161,18 @@ def test_pages_that_are_opened_and_closed_leave_nothing_open(
             api.expect(tab.locator(".facts")).to_contain_text("first word")
             tab.close()
             if i == WARM:
-                before = handles(), threading.active_count()
+                before = handles(), threading.active_count(), held_bytes()
+            if i % 50 == 0:
+                print(i, handles(), threading.active_count(), held_bytes())
         context.close()
         assert handles() <= before[0] + 5
         assert threading.active_count() <= before[1] + 2
+        assert held_bytes() <= before[2] + GROWTH_BYTES * (PAGES - WARM) + 2**22
+
+
+def held_bytes() -> int:
+    """What this process, with the server in it, holds of memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def handles() -> int:
