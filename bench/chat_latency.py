@@ -7,6 +7,8 @@ Starts `timechat serve MODEL` (or asks a server that runs), then measures, throu
   one       one conversation: a first turn of about 512 new prompt tokens, then following turns
   crowd     conversations that arrive by chance (Poisson) at --rate a second, whatever is running
   stop      a closed connection until the engine holds nothing (from /metrics)
+  dropped   --connections asked and closed, twenty at a time: what the server's memory and open
+            files were before and are after (where this program started the server)
 
 and beside it, in turn, transformers' `generate` (--transformers) and llama.cpp (--gguf FILE).
 Timings on a machine with neighbours are worth nothing: look at `busy`, the load before the start.
@@ -27,6 +29,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -162,6 +165,38 @@ async def stop(client: httpx.AsyncClient, model: str, rounds: int) -> dict[str, 
     return {"stop_p50_ms": _ms(times, 0.5), "stop_p99_ms": _ms(times, 0.99)}
 
 
+async def dropped(
+    client: httpx.AsyncClient, model: str, count: int, server_pid: int | None
+) -> dict[str, Any]:
+    """Connections that leave while their answer runs."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+
+    async def drop() -> None:
+        async with client.stream("POST", "/chat/completions", json=body) as answer:
+            if answer.status_code == 200:
+                await anext(answer.aiter_lines())
+
+    async def rounds(number: int) -> None:
+        for _ in range(0, number, 20):
+            await asyncio.gather(*(drop() for _ in range(20)))
+        while await _running(client) > 0:
+            await asyncio.sleep(0.05)
+
+    await rounds(100)  # what is allocated once is allocated now
+    before = _held(server_pid)
+    await rounds(count)
+    after = _held(server_pid)
+    return {"connections": count, "mib_and_files_before": before, "mib_and_files_after": after}
+
+
+def _held(pid: int | None) -> tuple[int, int] | None:
+    """MiB resident and open files of a process; None where it is not ours to look at."""
+    if pid is None:
+        return None
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 async def _running(client: httpx.AsyncClient) -> float:
     text = (await client.get(str(client.base_url).replace("/v1/", "/metrics"))).text
     return sum(float(n) for n in re.findall(r"^timechat_engine_running\{.*\} (\S+)$", text, re.M))
@@ -220,8 +255,8 @@ def beside_transformers(model: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def server(model: str, engine: str) -> AsyncGenerator[str]:
-    """`timechat serve` on a free port."""
+async def server(model: str, engine: str) -> AsyncGenerator[tuple[str, int]]:
+    """`timechat serve` on a free port: its address and process."""
     command = [sys.executable, "-m", "timechat", "serve", model, "--port", "0", "--engine", engine]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -229,7 +264,7 @@ async def server(model: str, engine: str) -> AsyncGenerator[str]:
         while line := await asyncio.to_thread(process.stderr.readline):
             print(line.rstrip(), file=sys.stderr)
             if found := re.search(r"http://\S+/v1", line):
-                yield found.group()
+                yield found.group(), process.pid
                 return
         raise SystemExit("the server did not start")
     finally:
@@ -237,7 +272,9 @@ async def server(model: str, engine: str) -> AsyncGenerator[str]:
         process.wait()
 
 
-async def measure(address: str, options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    address: str, options: argparse.Namespace, server_pid: int | None = None
+) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=address, timeout=120) as client:
         model = (await client.get("/models")).json()["data"][0]["id"]
         await ask(client, model, [{"role": "user", "content": "Hi"}], 8)
@@ -245,6 +282,7 @@ async def measure(address: str, options: argparse.Namespace) -> dict[str, Any]:
             "one": await one(client, model, options.rounds),
             "crowd": await crowd(client, model, options.rate, options.seconds),
             "stop": await stop(client, model, options.rounds * 4),
+            "dropped": await dropped(client, model, options.connections, server_pid),
         }
 
 
@@ -257,14 +295,15 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--rate", type=float, default=0.5, help="arrivals a second")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--connections", type=int, default=1000, help="opened and dropped")
     parser.add_argument("--transformers", action="store_true", help="and `generate` beside it")
     options = parser.parse_args()
     found: dict[str, Any] = {"busy": os.getloadavg()[0], "cores": os.cpu_count()}
     if options.ask:
         found["timechat"] = await measure(options.ask, options)
     else:
-        async with server(options.model, options.engine) as address:
-            found["timechat"] = await measure(address, options)
+        async with server(options.model, options.engine) as (address, pid):
+            found["timechat"] = await measure(address, options, pid)
     if options.gguf:
         found["llama.cpp"] = beside_llama(options.gguf)
     if options.transformers:

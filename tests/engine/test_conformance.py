@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -131,6 +132,23 @@ async def logprobs_come_where_promised(engine: Engine) -> None:
             assert len(delta.top) == min(most, 2)
 
 
+async def a_schema_is_obeyed(engine: Engine) -> None:
+    """Even random weights say what fits: the schema holds them, not their will."""
+    if not engine.capabilities.schema or engine.capabilities.engine == "fake":
+        return
+    schema = json.dumps({"type": "object", "properties": {"open": {"type": "boolean"}},
+                         "required": ["open"], "additionalProperties": False})  # fmt: skip
+    tokenizer = build_tokenizer()
+    stop = tokenizer.eos_token_id
+    request = Request(PROMPT, Sampling(max_new_tokens=60), frozenset({int(stop)}), schema=schema)
+    said = await answer(engine, request)
+    text = tokenizer.decode([delta.token for delta in said if delta.token is not None])
+    # Such weights may like spaces without end, which JSON allows: the answer is then a beginning.
+    written = "".join(text.split())
+    assert written.startswith('{"')
+    assert any(whole.startswith(written) for whole in ('{"open":true}', '{"open":false}'))
+
+
 async def the_window_is_an_end(engine: Engine) -> None:
     window = engine.capabilities.window
     request = Request([5] * (window - 3), Sampling(max_new_tokens=50))
@@ -157,6 +175,7 @@ SCENES: list[Scene] = [
     closing_frees,
     seeds_decide_samples,
     logprobs_come_where_promised,
+    a_schema_is_obeyed,
     the_window_is_an_end,
     draining_lets_finish_and_takes_no_more,
 ]
