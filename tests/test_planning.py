@@ -31,6 +31,11 @@ def test_few_rows_are_seen_more_often_than_many() -> None:
     assert plan()["epochs"] > plan(rows=replace(ROWS, num_train=10_000))["epochs"]
 
 
+def test_more_rows_make_larger_steps() -> None:
+    sizes = [plan(rows=replace(ROWS, num_train=n))["batch_rows"] for n in (100, 400, 10_000)]
+    assert sizes == [8, 16, 32]
+
+
 def test_a_machine_too_small_is_told_the_number() -> None:
     found = plan(machine=replace(MACHINE, memory_bytes=2**29))
     assert not found.fits

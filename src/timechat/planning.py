@@ -17,6 +17,8 @@ from timechat.records import Derived, Plan
 STEP_EFFICIENCY = 0.40
 # Rows that training sees where epochs are `auto`: past it, answers to new questions gain little.
 ROWS_SEEN = 1500
+# Below the first, steps are smaller; from the second on larger (bench/RESULTS.md, banking77).
+FEW_ROWS, MANY_ROWS = 128, 4096
 # The learning rate found best at one width; wider models want it smaller in proportion (the rule
 # for hidden layers in Yang et al. 2022, arXiv:2203.03466, which agrees with the 2e-4 usual at 7B).
 BASE_RATE, BASE_HIDDEN = 2e-3, 576
@@ -109,9 +111,12 @@ def _given(value: Any, otherwise: Any, rule: str) -> Derived:
 
 def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape) -> None:
     train = recipe.train
-    batch = 16 if rows.num_train >= 128 else 8
+    batch = 8 if rows.num_train < FEW_ROWS else 16 if rows.num_train < MANY_ROWS else 32
     numbers["batch_rows"] = _given(
-        train.batch_rows, batch, "16 rows a step, 8 below 128 rows: LoRA learns best in small steps"
+        train.batch_rows,
+        batch,
+        f"16 rows a step: LoRA learns best in small steps; 8 below {FEW_ROWS} rows, and 32 from "
+        f"{MANY_ROWS:,}, where steps are many and larger ones faster",
     )
     epochs = min(10.0, max(1.0, round(ROWS_SEEN / max(1, rows.num_train), 1)))
     numbers["epochs"] = _given(
