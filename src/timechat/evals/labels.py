@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from timechat.evals.scorers import exact_match
+from timechat.evals.scorers import normalize
 
 OTHER = "(other)"
 MAX_LABELS = 200
@@ -37,15 +37,12 @@ def labels_of(references: Sequence[str]) -> list[str]:
     return [label for label, _ in counts.most_common()]
 
 
-def assign(answer: str, labels: Sequence[str]) -> str:
-    """The label that an answer is, or `(other)`."""
-    return next((label for label in labels if exact_match(answer, label) == 1.0), OTHER)
-
-
 def label_scores(answers: Sequence[str], references: Sequence[str]) -> Labelling:
     """Macro-F1 is the plain mean over the labels that occur among the references."""
     labels = labels_of(references)
-    given = [assign(answer, labels) for answer in answers]
+    # Each answer and label is normalised once: of two labels in the same words the first is meant.
+    known = {_words(label): label for label in reversed(labels)}
+    given = [known.get(_words(answer), OTHER) for answer in answers]
     right = [reference.strip() for reference in references]
     confusion: dict[str, dict[str, int]] = {}
     for want, got in zip(right, given, strict=True):
@@ -56,6 +53,11 @@ def label_scores(answers: Sequence[str], references: Sequence[str]) -> Labelling
     f1 = [2 * hits[label] / (said[label] + wanted[label]) for label in labels]
     accuracy = sum(hits.values()) / len(right)
     return Labelling(accuracy, sum(f1) / len(f1) if f1 else 0.0, confusion)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """What `exact_match` compares: the words, or a text of signs alone as it stands."""
+    return tuple(normalize(text)) or (text.strip(),)
 
 
 def worst_mixups(table: dict[str, dict[str, int]], limit: int = 10) -> list[tuple[str, str, int]]:
