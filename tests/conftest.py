@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from timechat.conversation import Conversation, Message
+from timechat.evals import suite
 from timechat.model.load import Loaded, Source
 from timechat.model.render import Renderer
 
@@ -107,6 +112,30 @@ def rows() -> list[Conversation]:
 @pytest.fixture
 def loaded(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Loaded:
     return Loaded(Source("tiny", Path("tiny")), model, tokenizer, Renderer(tokenizer))
+
+
+@pytest.fixture
+def small_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fortieth of the general questions, a seventh of the texts, and a cache of the test's own: a
+    byte tokenizer makes every question long."""
+    monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
+    whole = suite._rows
+    step = dict.fromkeys(suite.ITEMS, 40)
+    monkeypatch.setattr(suite, "_rows", lambda name: whole(name)[:: step.get(name, 7)])
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Generator[str]:
+    """A server on this machine that answers by `handler`, at the address given."""
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def write_base(folder: Path) -> Path:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Generator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from conftest import conversation
+from conftest import conversation, serving
 
 from timechat.conversation import Conversation, Message
 from timechat.errors import DataError, RecipeError
@@ -21,13 +20,7 @@ from timechat.stages.versus import versus
 from timechat.stages.watch import Watcher
 from timechat.store import read_json
 
-
-@pytest.fixture(autouse=True)
-def small_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
-    whole = suite._rows
-    step = dict.fromkeys(suite.ITEMS, 40)
-    monkeypatch.setattr(suite, "_rows", lambda name: whole(name)[:: step.get(name, 7)])
+pytestmark = pytest.mark.usefixtures("small_suite")
 
 
 @pytest.fixture
@@ -66,13 +59,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address() -> Generator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1#big"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Handler) as address:
+        yield f"{address}#big"
 
 
 def test_every_arm_is_asked_paired_and_shown(
@@ -147,13 +135,8 @@ def judge(text: str) -> str:
 
 @pytest.fixture
 def service() -> Generator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Service)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Service) as address:
+        yield address
 
 
 def test_a_judge_sees_who_is_better_and_is_believed_when_it_passes_its_controls(

@@ -18,13 +18,7 @@ from timechat.stages.versus import versus
 from timechat.stages.watch import Watcher
 from timechat.store import read_json, read_lines, sha256
 
-
-@pytest.fixture(autouse=True)
-def small_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
-    whole = suite._rows
-    step = dict.fromkeys(suite.ITEMS, 40)
-    monkeypatch.setattr(suite, "_rows", lambda name: whole(name)[:: step.get(name, 7)])
+pytestmark = pytest.mark.usefixtures("small_suite")
 
 
 def recipe_of(folder: Path) -> Recipe:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Generator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from conftest import write_base
+from conftest import serving, write_base
 
 from timechat.records import Report
 from timechat.stages import sides, versus
@@ -61,13 +60,8 @@ class Service(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service() -> Generator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Service)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Service) as address:
+        yield address
 
 
 @pytest.fixture

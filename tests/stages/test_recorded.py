@@ -9,7 +9,6 @@ import pytest
 from conftest import build_model, build_tokenizer
 
 from timechat.errors import DataError, RecipeError
-from timechat.evals import suite
 from timechat.evals.suite import Decoding
 from timechat.records import Report
 from timechat.stages import contest, sides, versus
@@ -17,13 +16,7 @@ from timechat.stages.contest import Options
 from timechat.stages.watch import Watcher
 from timechat.store import read_json, write_json
 
-
-@pytest.fixture(autouse=True)
-def small_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
-    whole = suite._rows
-    step = dict.fromkeys(suite.ITEMS, 40)
-    monkeypatch.setattr(suite, "_rows", lambda name: whole(name)[:: step.get(name, 7)])
+pytestmark = pytest.mark.usefixtures("small_suite")
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import torch
 from conftest import ROWS, build_model
 
 from timechat.data.pack import encode
-from timechat.evals.suite import General, task_suite
+from timechat.evals.suite import Choice, General, task_suite
 from timechat.model.adapt import adapters, attach
 from timechat.model.load import Loaded
 from timechat.records import Measure
-from timechat.stages import remember, slider
+from timechat.stages import remember
 from timechat.stages.slider import STRENGTHS, Setting, at_strength, choose_setting, slide
 from timechat.stages.watch import Watcher
 
@@ -81,8 +81,7 @@ def test_every_strength_is_asked_and_the_base_differs_from_itself_nowhere(
     renderer = tuned.renderer
     task = task_suite(ROWS, renderer, 10)
     validation = [encode(row, renderer) for row in ROWS]
-    general = General((), tuple(validation[:2]), ())
-    monkeypatch.setattr(slider, "_right", lambda _: SCORES)
+    general = General(CHOICES, tuple(validation[:2]), ())
     base = replace(tuned, model=build_model())
     found = slide(base, tuned, validation, task, general, 4, 0.05, Watcher())
     assert [s.strength for s in found] == list(STRENGTHS)
@@ -93,4 +92,4 @@ def test_every_strength_is_asked_and_the_base_differs_from_itself_nowhere(
     assert again[2].drift == pytest.approx(found[4].drift, abs=1e-6)
 
 
-SCORES = [slider.Score(f"c{i}", f"c{i}", 1.0, "likeliest-1") for i in range(3)]
+CHOICES = tuple(Choice(f"c{i}", f"c{i}", "facts", (1, 2), ((3 + i, 4), (9, 5))) for i in range(3))

@@ -126,8 +126,8 @@ def serve(end: socket.socket) -> None:
         try:
             if renderer is None:
                 renderer = Renderer(load_tokenizer(Path(row["folder"])))
-                form = form_of(str(renderer.tokenizer.chat_template))
-                out: dict[str, Any] = {"stop": sorted(renderer.stop_ids), "calls": form}
+                calls = form_of(renderer.template)
+                out: dict[str, Any] = {"stop": sorted(renderer.stop_ids), "calls": calls}
             else:
                 out = {"ids": _packed(_answer(renderer, row))}
         except MessageError as error:

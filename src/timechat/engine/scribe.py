@@ -27,7 +27,7 @@ class ThreadScribe:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
         self.stop_ids = renderer.stop_ids
-        self.calls = form_of(str(renderer.tokenizer.chat_template))
+        self.calls = form_of(renderer.template)
 
     async def start(self) -> None:
         """Nothing to start."""
@@ -72,7 +72,7 @@ def render_tools(
     renderer: Renderer, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[int]:
     """The prompt by the template alone, which must know tools: else they would be left out."""
-    if "tools" not in str(renderer.tokenizer.chat_template):
+    if "tools" not in renderer.template:
         raise MessageError("tools", "the model's chat template has no place for tools")
     rows: list[dict[str, Any]] = []
     for place, message in enumerate(messages):

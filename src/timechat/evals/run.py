@@ -19,6 +19,7 @@ from timechat.model.adapt import disabled
 from timechat.model.head import Head, divergence, head_of, hidden_states, log_probs
 from timechat.model.layout import plan_forks
 from timechat.model.paths import Path, path_of
+from timechat.records import Score
 
 # Tokens of one forward pass: enough to keep the matrix units busy, little enough to stay small.
 TOKENS_PER_PASS = 2048
@@ -53,6 +54,11 @@ class Choosing:
     @property
     def right(self) -> bool:
         return self.values[0] > max(self.values[1:])
+
+    @property
+    def score(self) -> Score:
+        """1 where the right answer is the likeliest."""
+        return Score(self.item, self.cluster, float(self.right), "likeliest-1")
 
 
 @torch.inference_mode()

@@ -15,7 +15,9 @@ from typing import Any
 
 from timechat.conversation import Conversation, Message, content_hash
 from timechat.data.pack import Example, encode
+from timechat.evals.scorers import answer_score, scorer_name
 from timechat.model.render import Renderer
+from timechat.records import Score
 from timechat.shipped import shipped
 
 # The words that lead to an answer of the general suite.
@@ -62,6 +64,13 @@ class Task:
             for q, prompt in zip(self.questions, self.prompts, strict=True)
         ]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+    def score(self, answers: Sequence[str]) -> list[Score]:
+        """Each question's answer by the question's own scorer."""
+        return [
+            Score(q.id, q.cluster, answer_score(answer, q), scorer_name(q))
+            for q, answer in zip(self.questions, answers, strict=True)
+        ]
 
     def only(self, kept: Collection[str]) -> Task:
         """The questions with these ids, in the same order."""

@@ -17,7 +17,6 @@ from timechat.engine.torch import window_of
 from timechat.errors import RecipeError, nearest
 from timechat.evals.compare import compare
 from timechat.evals.figures import write_change, write_interval, write_level
-from timechat.evals.scorers import answer_score, scorer_name
 from timechat.evals.suite import Task
 from timechat.model.load import Loaded
 from timechat.records import Measure, Score
@@ -151,11 +150,7 @@ def weigh_arm(
     missing: frozenset[str] = frozenset(),
 ) -> Arm:
     """Pair an arm with base and tuned over the questions that it answered."""
-    scores = [
-        Score(q.id, q.cluster, answer_score(a, q), scorer_name(q))
-        for q, a in zip(task.questions, answers, strict=True)
-        if q.id not in missing
-    ]
+    scores = [score for score in task.score(answers) if score.item not in missing]
     kept = {score.item for score in scores}
     old = [score for score in base if score.item in kept]
     new = [score for score in tuned if score.item in kept]

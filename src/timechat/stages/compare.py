@@ -26,7 +26,7 @@ from timechat.evals.compare import (
 from timechat.evals.overfit import Look, name_overfit
 from timechat.evals.power import foresee
 from timechat.evals.report import headline, write_report
-from timechat.evals.run import Choosing, Likelihood
+from timechat.evals.run import Likelihood
 from timechat.evals.suite import OWN, Decoding, Task
 from timechat.records import Check, Measure, Report, Sample, Score
 from timechat.stages.allowance import tell_share
@@ -146,8 +146,8 @@ def measure_all(task: Task, before: Snapshot, after: Snapshot, margin: float) ->
         _drift("likelihood of the reference answers", before.task, after.task, clusters),
         compare(
             "general ability",
-            _choice_scores([c for c in before.choices if c.tag != OWN]),
-            _choice_scores([c for c in after.choices if c.tag != OWN]),
+            [c.score for c in before.choices if c.tag != OWN],
+            [c.score for c in after.choices if c.tag != OWN],
             kind="retention",
             margin=margin,
             unit="share",
@@ -156,12 +156,11 @@ def measure_all(task: Task, before: Snapshot, after: Snapshot, margin: float) ->
         _drift("likelihood of general answers", before.general, after.general, {}),
     ]
     for tag in sorted({c.tag for c in before.choices}):
-        chosen = [[c for c in side if c.tag == tag] for side in (before.choices, after.choices)]
+        chosen = [[c.score for c in side.choices if c.tag == tag] for side in (before, after)]
         measures.append(
             compare(
                 OWN_NAME if tag == OWN else f"general: {tag}",
-                _choice_scores(chosen[0]),
-                _choice_scores(chosen[1]),
+                *chosen,
                 kind="retention",
                 margin=margin,
                 unit="share",
@@ -217,10 +216,6 @@ def _drift(
         ]
 
     return compare(name, scores(before), scores(after), kind="gain", unit=NATS)
-
-
-def _choice_scores(rows: Sequence[Choosing]) -> list[Score]:
-    return [Score(r.item, r.cluster, float(r.right), "likeliest-1") for r in rows]
 
 
 def _not_measured(margin: float) -> Measure:

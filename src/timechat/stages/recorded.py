@@ -108,14 +108,7 @@ def _read(folder: Path) -> Recorded:
 def _keep(side: Recorded, ids: set[str]) -> Recorded:
     places = [i for i, q in enumerate(side.questions) if q.id in ids]
     places.sort(key=lambda i: side.questions[i].id)
-    shot = side.shot
-    kept = replace(
-        shot,
-        answers=[shot.answers[i] for i in places],
-        scores=[shot.scores[i] for i in places],
-        task=[shot.task[i] for i in places] if shot.task else [],
-    )
-    return replace(side, questions=[side.questions[i] for i in places], shot=kept)
+    return replace(side, questions=[side.questions[i] for i in places], shot=side.shot.at(places))
 
 
 def _align(shots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from timechat.endpoint import Endpoint, Reply, is_address
 from timechat.errors import DataError, RecipeError
-from timechat.evals.scorers import answer_score, scorer_name
 from timechat.evals.suite import General, Task
 from timechat.model.load import Loaded, load, resolve
 from timechat.model.render import Renderer
-from timechat.records import Score
 from timechat.stages import snapshot
 from timechat.stages.hosted import Price, ask_endpoint, tell_findings
 from timechat.stages.remember import Memory
@@ -37,13 +35,7 @@ class Side:
         """Forget the answers to questions of `task` that are not in `kept`."""
         ids = {q.id for q in kept.questions}
         places = [i for i, q in enumerate(task.questions) if q.id in ids]
-        shot = self.shot
-        self.shot = replace(
-            shot,
-            answers=[shot.answers[i] for i in places],
-            scores=[shot.scores[i] for i in places],
-            task=[shot.task[i] for i in places] if shot.task else [],
-        )
+        self.shot = self.shot.at(places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +79,7 @@ class Asker:
             fault = next(iter(cost["faults"]))
             raise DataError(f"{address} answered none of {len(replies)} questions: {fault}")
         answers = [reply.text for reply in replies]
-        shot = Snapshot(answers, score_answers(self.task, answers), [], [], [], [])
+        shot = Snapshot(answers, self.task.score(answers), [], [], [], [])
         cost["seconds_per_answer"] = sum(r.seconds for r in replies) / max(1, len(replies))
         missing = _missing(self.task, replies)
         return Side(shot, None, None, missing, cost, tell_findings(address, cost))
@@ -95,13 +87,6 @@ class Asker:
     def open(self, address: str, record: Path) -> Endpoint:
         """The endpoint, its answers recorded under the report's folder."""
         return Endpoint(address, self.out / record, offline=self.offline)
-
-
-def score_answers(task: Task, answers: Sequence[str]) -> list[Score]:
-    return [
-        Score(q.id, q.cluster, answer_score(a, q), scorer_name(q))
-        for q, a in zip(task.questions, answers, strict=True)
-    ]
 
 
 def _missing(task: Task, replies: Sequence[Reply]) -> frozenset[str]:

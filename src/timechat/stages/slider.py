@@ -16,11 +16,11 @@ import torch
 
 from timechat.data.pack import Example
 from timechat.evals.compare import compare
-from timechat.evals.run import Choosing, accuracy, mean_nats
+from timechat.evals.run import accuracy, mean_nats
 from timechat.evals.suite import General, Task, answer_examples
 from timechat.model.adapt import adapters
 from timechat.model.load import Loaded
-from timechat.records import Measure, Score
+from timechat.records import Measure
 from timechat.stages import snapshot
 from timechat.stages.remember import Memory
 from timechat.stages.select import DRIFT
@@ -92,8 +92,8 @@ def slide(
         gain = compare("answer score", first.scores, shot.scores, kind="gain", unit="share")
         kept = compare(
             "general ability",
-            _right(first.choices),
-            _right(shot.choices),
+            [choice.score for choice in first.choices],
+            [choice.score for choice in shot.choices],
             kind="retention",
             margin=margin,
             unit="share",
@@ -150,7 +150,3 @@ def _lerp(
         for name, new in learned.items():
             old = originals[name].detach().float()
             places[name].copy_(new if strength == 1 else old.lerp(new.float(), strength))
-
-
-def _right(rows: Sequence[Choosing]) -> list[Score]:
-    return [Score(r.item, r.cluster, float(r.right), "likeliest-1") for r in rows]

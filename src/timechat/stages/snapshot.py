@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from timechat.engine.protocol import Sampling
 from timechat.engine.torch import TorchEngine
 from timechat.evals.run import Choosing, Likelihood, likelihoods
 from timechat.evals.sample import keep_only
-from timechat.evals.scorers import answer_score, scorer_name
 from timechat.evals.suite import General, Task
 from timechat.model.load import Loaded
 from timechat.records import Score
@@ -42,6 +42,15 @@ class Snapshot:
     prose: list[Likelihood]
     general: list[Likelihood]
     first_token_ms: float | None = None
+
+    def at(self, places: Sequence[int]) -> Snapshot:
+        """The snapshot with the task's questions at these places alone, in this order."""
+        return replace(
+            self,
+            answers=[self.answers[i] for i in places],
+            scores=[self.scores[i] for i in places],
+            task=[self.task[i] for i in places] if self.task else [],
+        )
 
 
 def take(
@@ -108,11 +117,7 @@ def _answer(
     else:
         ids = TorchEngine(loaded.model).answers(task.prompts, max_new_tokens, stop, tick)
     answers = [loaded.renderer.parse(row) for row in ids]
-    scores = [
-        Score(q.id, q.cluster, answer_score(a, q), scorer_name(q))
-        for q, a in zip(task.questions, answers, strict=True)
-    ]
-    return answers, scores
+    return answers, task.score(answers)
 
 
 def write(snapshot: Snapshot, task: Task, folder: Path) -> None:

@@ -7,7 +7,6 @@ version. A version is offered where it learned what it was told, and lost neithe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from timechat.evals.compare import compare
 from timechat.evals.power import MIN_CLUSTERS, MIN_ITEMS
 from timechat.evals.run import Choosing, choose
 from timechat.evals.sample import keep_only, take_share
-from timechat.evals.scorers import answer_score, scorer_name
+from timechat.evals.scorers import scorer_name
 from timechat.evals.suite import General, Task
 from timechat.model.load import Loaded
 from timechat.model.render import Renderer
@@ -97,7 +96,7 @@ class Exam:
         answers: tuple[str, ...] = ()
         if self.task is not None:
             answers = self._answer(loaded, self.task, f"{name}: the earlier test set")
-            scores = _score(self.task, answers)
+            scores = tuple(self.task.score(answers))
         label = f"{name}: {len(self.general.choices)} general questions"
         tick = self.watcher.track(label, len(self.general.choices))
         return Sat(said, scores, answers, tuple(choose(loaded.model, self.general.choices, tick)))
@@ -204,10 +203,7 @@ def _compare(exam: Exam, before: Sat, after: Sat) -> dict[str, Measure]:
     options: dict[str, Any] = {"kind": "retention", "margin": exam.margin, "unit": "share"}
     if after.scores:
         found["earlier"] = compare("earlier test set", before.scores, after.scores, **options)
-    sides = [
-        [Score(r.item, r.cluster, float(r.right), "likeliest-1") for r in sat.choices]
-        for sat in (before, after)
-    ]
+    sides = ([choice.score for choice in sat.choices] for sat in (before, after))
     found["retention"] = compare("general ability", *sides, **options)
     return found
 
@@ -232,13 +228,6 @@ def _allow(name: str, measure: Measure, margin: float) -> tuple[str, str]:
     if lost <= max(1.0, margin * measure.n):
         return "too_few", ""
     return "lost", f"{about}: {lost:.0f} of {measure.n} questions are answered worse"
-
-
-def _score(task: Task, answers: Sequence[str]) -> tuple[Score, ...]:
-    return tuple(
-        Score(q.id, q.cluster, answer_score(a, q), scorer_name(q))
-        for q, a in zip(task.questions, answers, strict=True)
-    )
 
 
 def _samples(exam: Exam, before: Sat, after: Sat) -> list[dict[str, Any]]:
