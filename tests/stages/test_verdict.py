@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from timechat.conversation import Message
-from timechat.evals.run import Choosing
+from timechat.evals.run import Choosing, Likelihood
 from timechat.evals.suite import General
 from timechat.records import Score
 from timechat.stages import verdict
 from timechat.stages.corrections import Correction
-from timechat.stages.verdict import Exam, Sat, judge
+from timechat.stages.exam import Exam, Sat
+from timechat.stages.verdict import judge
 from timechat.stages.watch import Watcher
 
 
@@ -29,14 +30,17 @@ def exam(count: int = 3) -> Exam:
     return Exam(corrections, "", None, General((), (), ()), 8, 0.05, (), Watcher())
 
 
-def sat(right: int, lost: int = 0, wrong_choices: int = 0, n: int = 160, of: int = 3) -> Sat:
+def sat(
+    right: int, lost: int = 0, wrong_choices: int = 0, n: int = 160, of: int = 3, hits: int = 8
+) -> Sat:
     said = tuple((f"answern{i}",) * 2 if i < right else ("no",) * 2 for i in range(of))
     scores = tuple(Score(f"t{i}", f"g{i // 4}", float(i >= lost), "contains/1") for i in range(n))
     choices = tuple(
         Choosing(f"c{i}", f"c{i}", "facts", (-9.0, -1.0) if i < wrong_choices else (-1.0, -2.0))
         for i in range(200)
     )
-    return Sat(said, scores, ("",) * n, choices)
+    references = tuple(Likelihood(f"t{i}", -9.0, 10, hits) for i in range(n))
+    return Sat(said, scores, ("",) * n, references, choices)
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +67,27 @@ def test_what_was_not_learned_is_not_offered() -> None:
     assert "only 1 of 3 corrections" in found["reasons"][0]
 
 
-def test_a_loss_on_the_earlier_test_set_forbids() -> None:
-    found = decide(sat(0), sat(3, lost=60))
+def test_a_loss_of_the_test_sets_tokens_forbids() -> None:
+    found = decide(sat(0), sat(3, hits=7))
     assert found["decision"] == "refused"
-    assert "earlier test set was lost" in found["reasons"][0]
+    assert "earlier test set by tokens was lost" in found["reasons"][0]
+
+
+def test_fewer_whole_answers_forbid_even_where_the_tokens_are_kept() -> None:
+    found = decide(sat(0), sat(3, lost=60))
+    assert found["sets"]["earlier"]["verdict"] == "kept"
+    assert found["sets"]["earlier_answers"]["verdict"] == "lost"
+    assert found["decision"] == "refused"
+    assert "whole answers are fewer: 100.0% to 62.5%" in found["reasons"][0]
+
+
+def test_whole_answers_need_not_prove_that_none_was_lost() -> None:
+    """Thirty turned each way: nothing lost on the whole, and an interval wider than the margin."""
+    turned = [replace(s, value=float(i % 8 > 2)) for i, s in enumerate(sat(0).scores)]
+    other = [replace(s, value=float(i % 8 < 5)) for i, s in enumerate(sat(0).scores)]
+    found = decide(replace(sat(0), scores=tuple(turned)), replace(sat(3), scores=tuple(other)))
+    assert found["sets"]["earlier_answers"]["verdict"] == "undecided"
+    assert found["decision"] == "offered"
 
 
 def test_a_loss_of_general_ability_forbids() -> None:
@@ -92,7 +113,7 @@ def test_few_test_questions_forbid_only_a_loss_of_more_than_one() -> None:
 def test_small_losses_that_add_up_over_versions_forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdict, "version_in_use", lambda run: object())
     first = sat(0)
-    known = (General((), (), ()), first.scores, first.answers, first.choices)
+    known = (General((), (), ()), first)
     monkeypatch.setattr(Exam, "known", lambda self, folder: known)
     found = decide(sat(0, wrong_choices=20), sat(3, wrong_choices=20))
     assert found["sets"]["retention"]["verdict"] == "kept"

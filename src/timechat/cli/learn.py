@@ -13,6 +13,7 @@ from timechat.cli.display import Display, console
 from timechat.cli.signals import STOP
 from timechat.errors import RecipeError
 from timechat.stages.lesson import learn
+from timechat.stages.verdict import SINCE
 from timechat.stages.versions import Version, go_back, take_offered
 
 
@@ -76,7 +77,7 @@ def lines(version: Version) -> list[str]:
     for name, row in sets.items():
         if name == "corrections":
             continue
-        since = " since the run was trained" if name.endswith("_since_trained") else ""
+        since = " since the run was trained" if name.endswith(SINCE) else ""
         low, high = (100 * end for end in row["ci95"])
         found.append(
             f"{row['name']}{since}: {row['before']:.1%} to {row['after']:.1%} of {row['n']} "

@@ -34,13 +34,14 @@ from timechat.records import Derived, Plan
 from timechat.stages.batches import cut_step, replay_batches
 from timechat.stages.corrections import Correction, Gathered, drop_contradicted, find_corrections
 from timechat.stages.environment import environment
+from timechat.stages.exam import Exam, Sat
 from timechat.stages.learn import Learner
 from timechat.stages.prepare import Prepared, load_prepared, rows_of_run
 from timechat.stages.progress import Told
 from timechat.stages.record import Record, note
 from timechat.stages.room import Room
 from timechat.stages.stop import Stop
-from timechat.stages.verdict import Exam, Sat, judge
+from timechat.stages.verdict import judge
 from timechat.stages.versions import (
     LEARNED,
     VERSION,

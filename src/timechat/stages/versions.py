@@ -42,6 +42,10 @@ class Version:
     def name(self) -> str:
         return f"version {self.number}"
 
+    @property
+    def folder(self) -> Path:
+        return self.run / LEARNED / f"{self.number:03d}"
+
 
 def check_run(run: Path) -> None:
     """Raises RunError when `run` is no run that answers."""
