@@ -7,7 +7,7 @@ from dataclasses import replace
 from timechat.planning import Machine, Rows, Shape, make_plan
 from timechat.recipe import parse_recipe
 
-ROWS = Rows(400, 26_000, 20_000, 8_000, 120, 20, 9.0)
+ROWS = Rows(400, 26_000, 16, 8_000, 120, 20, 9.0)
 SHAPE = Shape(134_515_008, 4_884_480, 106_203_456, 30, 576, 1536, 49_152, 8192, 269_030_016)
 MACHINE = Machine("a laptop", 8 * 2**30, 100 * 2**30, 600e9)
 
@@ -32,8 +32,31 @@ def test_few_rows_are_seen_more_often_than_many() -> None:
 
 
 def test_more_rows_make_larger_steps() -> None:
-    sizes = [plan(rows=replace(ROWS, num_train=n))["batch_rows"] for n in (100, 400, 10_000)]
-    assert sizes == [8, 16, 32]
+    sizes = [plan(rows=replace(ROWS, num_train=n))["batch_rows"] for n in (100, 400, 5000, 10_000)]
+    assert sizes == [8, 16, 32, 64]
+
+
+def test_replay_is_a_share_of_what_a_step_computes() -> None:
+    # Rows of 65 tokens of which 40 open every row: a step of 16 computes 40 + 16 * 25.
+    found = plan(rows=replace(ROWS, shared_tokens=40), replay=0.2)
+    assert found["computed_tokens"] == 440
+    assert found["replay_tokens"] == 110
+
+
+def test_rows_that_are_read_whole_share_nothing() -> None:
+    padded = replace(SHAPE, reading=("padded", "side by side"))
+    found = make_plan(parse_recipe({}), replace(ROWS, shared_tokens=40), padded, MACHINE)
+    assert found["computed_tokens"] == 16 * 65
+
+
+def test_without_a_weight_on_it_there_is_no_replay() -> None:
+    assert plan(replay=0)["replay_tokens"] == 0
+    assert plan(replay_weight=0)["replay_tokens"] == 0
+
+
+def test_a_shared_opening_saves_time() -> None:
+    long = plan(rows=replace(ROWS, shared_tokens=40))["train_seconds"]
+    assert long < plan(rows=replace(ROWS, shared_tokens=0))["train_seconds"]
 
 
 def test_a_machine_too_small_is_told_the_number() -> None:

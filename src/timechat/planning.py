@@ -17,8 +17,9 @@ from timechat.records import Derived, Plan
 STEP_EFFICIENCY = 0.40
 # Rows that training sees where epochs are `auto`: past it, answers to new questions gain little.
 ROWS_SEEN = 1500
-# Below the first, steps are smaller; from the second on larger (bench/RESULTS.md, banking77).
-FEW_ROWS, MANY_ROWS = 128, 4096
+# Rows a step from so many rows on: where steps are many, larger ones are faster (bench/RESULTS.md,
+# banking77).
+STEP_ROWS = ((8192, 64), (4096, 32), (128, 16), (0, 8))
 # The learning rate found best at one width; wider models want it smaller in proportion (the rule
 # for hidden layers in Yang et al. 2022, arXiv:2203.03466, which agrees with the 2e-4 usual at 7B).
 BASE_RATE, BASE_HIDDEN = 2e-3, 576
@@ -34,12 +35,13 @@ GIB = 2**30
 class Rows:
     """What the plan knows of the rows: their number, real tokens, target tokens, the longest.
 
-    `question_words` is the mean length of a user turn.
+    `shared_tokens` open every row and are computed once a step; `question_words` is the mean length
+    of a user turn.
     """
 
     num_train: int
     tokens: int
-    computed_tokens: int
+    shared_tokens: int
     target_tokens: int
     longest: int
     reference_tokens: int
@@ -111,12 +113,13 @@ def _given(value: Any, otherwise: Any, rule: str) -> Derived:
 
 def _learning(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape) -> None:
     train = recipe.train
-    batch = 8 if rows.num_train < FEW_ROWS else 16 if rows.num_train < MANY_ROWS else 32
+    (large, most), (many, more), (usual, rows_usual), (_, fewest) = STEP_ROWS
     numbers["batch_rows"] = _given(
         train.batch_rows,
-        batch,
-        f"16 rows a step: LoRA learns best in small steps; 8 below {FEW_ROWS} rows, and 32 from "
-        f"{MANY_ROWS:,}, where steps are many and larger ones faster",
+        next(size for least, size in STEP_ROWS if rows.num_train >= least),
+        f"{rows_usual} rows a step: LoRA learns best in small steps; {fewest} below {usual} rows, "
+        f"{more} from {many:,} and {most} from {large:,}, where steps are many and larger ones "
+        "faster",
     )
     epochs = min(10.0, max(1.0, round(ROWS_SEEN / max(1, rows.num_train), 1)))
     numbers["epochs"] = _given(
@@ -192,6 +195,7 @@ def _bytes(
     numbers["step_tokens"] = Derived(
         max(rows.longest, round(per_row * batch)), "mean row × rows a step"
     )
+    _computed(numbers, recipe, rows, shape)
     states, states_rule = _state_bytes(recipe, shape)
     weights, weights_rule = _weight_bytes(recipe, shape)
 
@@ -233,6 +237,30 @@ def _bytes(
     numbers["checkpoint_bytes"] = Derived(
         whole + shape.trained * saved + 4_000_000,
         f"{saved} bytes a trained weight{' + the model' if whole else ''}",
+    )
+
+
+def _computed(numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape) -> None:
+    """What a step really works out: its rows' tokens, and those that hold the model to its base."""
+    batch = min(numbers["batch_rows"].value, max(1, rows.num_train))
+    is_padded = shape.reading is not None and shape.reading[0] == "padded"
+    shared = 0 if is_padded else rows.shared_tokens
+    own = rows.tokens / max(1, rows.num_train) - shared
+    numbers["computed_tokens"] = Derived(
+        round(shared + batch * own),
+        f"the {shared} tokens that all rows begin with once a step, the rest of the mean row × "
+        "rows a step",
+    )
+    share = recipe.train.replay if recipe.train.replay_weight else 0.0
+    whose = "the base's own answers" if recipe.train.replay_from == "base" else "shipped texts"
+    numbers["replay_share"] = Derived(
+        share,
+        f"train.replay: of a step's computed tokens, {whose} on which the model is held to its "
+        "base",
+    )
+    numbers["replay_tokens"] = Derived(
+        round(numbers["computed_tokens"].value * share / (1 - min(share, 0.9))),
+        "so many beside a step's computed tokens in the mean, at least one general row",
     )
 
 
@@ -301,12 +329,9 @@ def _state_bytes(recipe: Recipe, shape: Shape) -> tuple[int, str]:
 def _seconds(
     numbers: dict[str, Derived], recipe: Recipe, rows: Rows, shape: Shape, machine: Machine
 ) -> None:
-    share = recipe.train.replay
-    whose = "the base's own answers" if recipe.train.replay_from == "base" else "shipped texts"
-    numbers["replay_share"] = Derived(
-        share, f"train.replay: of a step's tokens, {whose} on which the model is held to its base"
-    )
-    held = share / (1 - min(share, 0.9)) * rows.tokens
+    steps = rows.num_train / numbers["batch_rows"].value
+    computed = numbers["computed_tokens"].value * steps
+    held = numbers["replay_tokens"].value * steps
     is_lora = isinstance(recipe.adapt, Lora)
     # Forwards through all weights, backwards to the lowest that learns, and the gradients of those
     # that do; an adapter's weights are beside the trunk's and go forwards too.
@@ -316,7 +341,7 @@ def _seconds(
     frozen = 2 * shape.trunk * (1 - reach)
     if numbers["trunk"].value != "no":
         frozen /= numbers["epochs"].value
-    trunk = (rows.computed_tokens + held) * (4 * shape.trunk * reach + frozen + learned)
+    trunk = (computed + held) * (4 * shape.trunk * reach + frozen + learned)
     # Logits where there is a target, and the base's beside them on held rows.
     head = (4 * rows.target_tokens + 6 * held) * shape.vocabulary * shape.hidden
     flops = numbers["epochs"].value * (trunk + head)

@@ -184,7 +184,8 @@ class Train(Section):
         default="auto", description="work layers out again in the backward pass, to save memory"
     )
     replay: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.12, description="share of a step's tokens that hold the model to what it was"
+        default=0.12,
+        description="share of the tokens computed in a step that hold the model to what it was",
     )
     replay_weight: Annotated[float, Field(ge=0, le=100)] = Field(
         default=1.0, description="weight of the divergence from the base model on those tokens"

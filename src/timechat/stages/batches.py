@@ -55,9 +55,9 @@ def cut_step(
 
 
 def replay_batches(room: Room) -> list[list[Example]]:
-    """General rows, shipped ones or the base's own, in batches of the recipe's share of a step."""
-    share = room.recipe.train.replay
-    if share == 0 or room.recipe.train.replay_weight == 0:
+    """General rows, shipped ones or the base's own, in batches of the plan's tokens in the mean."""
+    size = room.plan["replay_tokens"]
+    if not size:
         return []
     renderer = room.loaded.renderer
     if room.recipe.train.replay_from == "base":
@@ -65,7 +65,6 @@ def replay_batches(room: Room) -> list[list[Example]]:
     else:
         answers = answer_examples(renderer, "replay")
         prose = prose_examples(renderer, "replay")
-    size = max(64, round(room.plan["step_tokens"] * share / (1 - min(share, 0.9))))
     # Every batch holds both kinds: one paragraph to every so many answers.
     every = max(1, round(len(answers) / max(1, len(prose))))
     mixed: list[Example] = []
@@ -73,9 +72,21 @@ def replay_batches(room: Room) -> list[list[Example]]:
         mixed.append(example)
         if i % every == every - 1 and prose:
             mixed.append(prose.pop())
+    return cut_batches(mixed, size)
+
+
+def cut_batches(rows: list[Example], size: int) -> list[list[Example]]:
+    """`rows` in batches of `size` tokens in the mean, none of them empty.
+
+    Rows stay whole, so a batch ends where it comes nearest to what all so far should hold: what one
+    has too much another has less.
+    """
     batches: list[list[Example]] = [[]]
-    for example in mixed:
-        if sum(len(e.ids) for e in batches[-1]) >= size:
+    done = 0
+    for example in rows:
+        tokens = len(example.ids)
+        if batches[-1] and done + tokens / 2 > size * len(batches):
             batches.append([])
         batches[-1].append(example)
+        done += tokens
     return batches

@@ -248,6 +248,8 @@ class _Lesson:
         count = len(self.gathered.corrections)
         steps = max(FEWEST_STEPS, math.ceil(count * VIEWS / CORRECTION_ROWS))
         mean = sum(len(e.ids) for e in examples) / len(examples)
+        step_tokens = round(mean * (CORRECTION_ROWS + OWN_ROWS))
+        share, held = self.recipe.train.replay, self.recipe.train.replay_weight
         rate = numbers["learning_rate"].value
         short = all(len(c.question.split()) <= 32 for c in self.gathered.corrections)
         numbers |= {
@@ -257,8 +259,10 @@ class _Lesson:
             "epochs": Derived(
                 round(steps * CORRECTION_ROWS / len(examples), 1), "steps × rows a step / rows"
             ),
-            "step_tokens": Derived(
-                round(mean * (CORRECTION_ROWS + OWN_ROWS)), "mean row × rows a step"
+            "step_tokens": Derived(step_tokens, "mean row × rows a step"),
+            "replay_tokens": Derived(
+                round(step_tokens * share / (1 - min(share, 0.9))) if held else 0,
+                "train.replay: so many general tokens beside those of a step",
             ),
             "learning_rate": Derived(rate * RATE_SHARE, f"{RATE_SHARE:g} of the run's own"),
             "warmup_steps": Derived(max(1, steps // 10), "10% of the steps"),

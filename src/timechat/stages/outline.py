@@ -65,8 +65,7 @@ def estimate_rows(train: Sequence[Conversation], held_out: Sequence[Conversation
     return Rows(
         num_train=len(train),
         tokens=sum(lengths),
-        # What all rows share is computed once a step of 16.
-        computed_tokens=sum(lengths) - round(shared * len(train) * 15 / 16),
+        shared_tokens=shared,
         target_tokens=targets,
         longest=max(lengths, default=0),
         reference_tokens=references[int(0.95 * (len(references) - 1))] if references else 32,

@@ -44,8 +44,6 @@ def measure_rows(
     test: Sequence[Conversation],
 ) -> Rows:
     tokens = sum(len(example.ids) for example in train)
-    # What many rows share is computed once a step of 16.
-    saved = round(shared_prefix(train) * len(train) * 15 / 16)
     references = sorted(
         len(loaded.tokenizer(row.reference)["input_ids"]) for row in [*validation, *test][:500]
     )
@@ -54,7 +52,7 @@ def measure_rows(
     return Rows(
         num_train=len(train),
         tokens=tokens,
-        computed_tokens=tokens - saved,
+        shared_tokens=shared_prefix(train),
         target_tokens=sum(example.num_targets for example in train),
         longest=max((len(example.ids) for example in train), default=0),
         reference_tokens=usual,

@@ -12,7 +12,7 @@ from typing import Any
 
 from timechat.conversation import Conversation
 from timechat.data.pack import Example, encode
-from timechat.errors import DataError, PlanError
+from timechat.errors import DataError, PlanError, RunError
 from timechat.evals.own import own_choices
 from timechat.evals.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, load, resolve
@@ -114,6 +114,10 @@ def _kept_plan(out: Path) -> Plan | None:
         return None
     kept = read_json(path)
     numbers = {name: Derived(**number) for name, number in kept["numbers"].items()}
+    if "replay_tokens" not in numbers:
+        raise RunError(
+            f"{path} is an older version's: go on with that version, or train in a new folder"
+        )
     return Plan(True, numbers, kept["machine"]) if kept["fits"] else None
 
 
