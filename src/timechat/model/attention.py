@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import causal_mask_function
 
 from timechat.errors import ModelError
-from timechat.model.layout import Group, Layout
+from timechat.model.layout import Group, Layout, Places, find_places
 
 PACKED = "timechat_packed"
 # On a CPU, segments up to this many tokens take the textbook path.
@@ -34,23 +34,36 @@ _UNDERSTOOD = ("s_aux", "position_ids", "cache_position")
 Rule = Callable[[Any, Any, Any, Any], Any]
 
 
-class _Gather(torch.autograd.Function):
-    """x[index], where every real token is read once and padding's gradient is zero by causality.
+class _Spread(torch.autograd.Function):
+    """Flat tokens (T, ...) to rows side by side (M, ...).
 
-    The gradient is then a gather too, instead of the scatter-add that autograd would choose.
+    Every real token is read once, and padding's gradient is zero by causality, so the gradient is a
+    gather too, instead of the scatter-add that autograd would choose.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group, ctx.num_tokens = group, x.shape[0]
-        return x.index_select(0, group.index)
+    def forward(ctx: Any, x: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        return x.index_select(0, places.spread)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        group: Group = ctx.group
-        out = grads[0].new_zeros(ctx.num_tokens, *grads[0].shape[1:])
-        out.index_copy_(0, group.where, grads[0].index_select(0, group.inverse))
-        return out, None
+        return grads[0].index_select(0, ctx.places.home), None
+
+
+class _Collect(torch.autograd.Function):
+    """Rows side by side (M, ...) to flat tokens (T, ...); the gradient is a gather as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        return x.index_select(0, places.home)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        places: Places = ctx.places
+        out = grads[0].index_select(0, places.spread)
+        return out.index_fill_(0, places.padding, 0), None
 
 
 def _packed_attention(
@@ -70,25 +83,24 @@ def _packed_attention(
     layout, rule = run.layout, run.rule(attention_mask)
     sinks = cast(Tensor | None, options.get("s_aux"))
     form = _Form(scaling, dropout, cast(float | None, options.get("softcap")), sinks)
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    places = run.places(query.device)
+    # The prefix and each group's rows, of queries, keys and values.
+    parts = [_spread(x[0].transpose(0, 1), places) for x in (query, key, value)]
+    opening = [part[0].unsqueeze(0) for part in parts]
     outputs: list[Tensor] = []
-    prefix_k = prefix_v = None
     if layout.prefix:
-        prefix_k, prefix_v = k[: layout.prefix], v[: layout.prefix]
-        rows = [x[: layout.prefix].unsqueeze(0) for x in (q, k, v)]
-        mask = run.mask(rule, 0, layout.prefix, q)
-        outputs.append(_attend(rows[0], rows[1], rows[2], mask, form)[0])
-    for group in layout.groups:
+        mask = run.mask(rule, 0, layout.prefix, query)
+        outputs.append(_attend(opening[0], opening[1], opening[2], mask, form)[0])
+    for i, group in enumerate(layout.groups, start=1):
         shape = (group.num_segments, group.length)
-        rows = [_gather(x, group).unflatten(0, shape) for x in (q, k, v)]
-        if group.prefix and prefix_k is not None and prefix_v is not None:
-            for i, shared in ((1, prefix_k), (2, prefix_v)):
-                rows[i] = torch.cat([shared.expand(shape[0], *shared.shape), rows[i]], dim=1)
-        mask = run.mask_of(rule, group, q)
-        out = _attend(rows[0], rows[1], rows[2], mask, form)
-        outputs.append(out.flatten(0, 1).index_select(0, group.inverse))
-    flat = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    return flat.index_select(0, layout.order).unsqueeze(0), None
+        q, k, v = (part[i].unflatten(0, shape) for part in parts)
+        if group.prefix:
+            shared = [x.expand(shape[0], *x.shape[1:]) for x in opening[1:]]
+            k, v = torch.cat([shared[0], k], dim=1), torch.cat([shared[1], v], dim=1)
+        mask = run.mask_of(rule, group, query)
+        outputs.append(_attend(q, k, v, mask, form).flatten(0, 1))
+    rows = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return cast(Tensor, _Collect.apply(rows, places)).unsqueeze(0), None
 
 
 def _refuse_unknown(module: torch.nn.Module, options: dict[str, Any]) -> None:
@@ -100,8 +112,8 @@ def _refuse_unknown(module: torch.nn.Module, options: dict[str, Any]) -> None:
         raise ModelError(f"{type(module).__name__} asks attention for {', '.join(strange)}")
 
 
-def _gather(x: Tensor, group: Group) -> Tensor:
-    return _Gather.apply(x, group)  # type: ignore[no-any-return]
+def _spread(x: Tensor, places: Places) -> tuple[Tensor, ...]:
+    return cast(Tensor, _Spread.apply(x, places)).split(places.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +199,16 @@ class _Run:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.reached = False
+        self._places: Places | None = None
         self._rules: list[Rule] = []
         self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
         self._forked: dict[tuple[int, int, torch.dtype], Tensor] = {}
+
+    def places(self, device: torch.device) -> Places:
+        """Where the flat tokens lie side by side: the same in every layer."""
+        if self._places is None or self._places.home.device != device:
+            self._places = find_places(self.layout, device)
+        return self._places
 
     def number(self, rule: Rule) -> int:
         self._rules.append(rule)

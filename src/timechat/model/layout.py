@@ -47,6 +47,37 @@ class Layout:
     positions: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The way from the flat sequence to rows side by side, and back.
+
+    The rows are the prefix and then each group's segments with their padding, one after the other,
+    `sizes` long. `spread` (M,) reads flat tokens into them, `home` (T,) reads them back, `padding`
+    (k,) says which of them no flat token is read from.
+    """
+
+    sizes: tuple[int, ...]
+    spread: Tensor
+    home: Tensor
+    padding: Tensor
+
+
+def find_places(layout: Layout, device: torch.device) -> Places:
+    """The places of `layout`, on `device`."""
+    opening = torch.arange(layout.prefix)
+    home = torch.empty(len(layout.order), dtype=torch.long)
+    home[: layout.prefix] = opening
+    sizes = [layout.prefix]
+    for group in layout.groups:
+        home[group.where] = group.inverse + sum(sizes)
+        sizes.append(len(group.index))
+    is_padding = torch.ones(sum(sizes), dtype=torch.bool)
+    is_padding[home] = False
+    spread = torch.cat([opening, *(group.index for group in layout.groups)])
+    padding = is_padding.nonzero()[:, 0]
+    return Places(tuple(sizes), spread.to(device), home.to(device), padding.to(device))
+
+
 def plan_layout(lengths: Sequence[int], prefix: int = 0, num_alone: int = 0) -> Layout:
     """The layout of a flat sequence of `prefix` tokens followed by segments of `lengths`.
 
