@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 import timechat.ledger.annotation as room
 from timechat.conversation import Message
 from timechat.errors import LedgerError
-from timechat.ledger.annotation import (
-    Answer,
-    Item,
-    Judgement,
-    Progress,
-    Queue,
-    Suggestion,
-    open_queue,
-)
+from timechat.ledger.annotation import Progress, Queue, open_queue
 from timechat.ledger.database import Ledger
+from timechat.ledger.judging import Answer, Item, Judgement, Suggestion
 
 
 def judge(number: int, answer: str = "yes") -> Item:
@@ -146,6 +140,48 @@ def test_what_cannot_be_said_is_refused(
     with pytest.raises(LedgerError, match=expected):
         queue.answer(Judgement(queue.items()[0].id, "ann", verdict, value))
     assert queue.judgements() == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "ticks", "expected"),
+    [
+        ("first", ("shoter",), "did you mean 'shorter'"),
+        ("second", ("shorter", "shorter"), "ticked twice"),
+        ("tie", ("clearer",), "'tie' names none"),
+        ("neither", ("clearer",), "'neither' names none"),
+        ("skip", ("clearer",), "'skip' names none"),
+    ],
+)
+def test_a_tick_is_a_known_one_once_and_of_an_answer_that_won(
+    ledger: Ledger, verdict: str, ticks: tuple[str, ...], expected: str
+) -> None:
+    queue = fill(ledger, pair(1))
+    with pytest.raises(LedgerError, match=expected):
+        queue.answer(Judgement(queue.items()[0].id, "ann", verdict, ticks=ticks))
+    assert queue.judgements() == []
+
+
+def test_ticks_are_kept_with_the_pick_and_none_is_not_the_same_as_not_asked(
+    ledger: Ledger,
+) -> None:
+    queue = fill(ledger, pair(1), annotators=3)
+    number = queue.items()[0].id
+    said = {"ann": ("clearer", "shorter"), "ben": (), "cleo": None}
+    for name, ticks in said.items():
+        queue.answer(Judgement(number, name, "first", ticks=ticks))
+    assert {j.annotator: j.ticks for j in queue.judgements()} == said
+    queue.undo("ann")
+    queue.answer(Judgement(number, "ann", "second", ticks=("more accurate",)))
+    assert {j.annotator: j.ticks for j in queue.judgements()}["ann"] == ("more accurate",)
+
+
+def test_a_pick_that_comes_back_without_ticks_takes_none_away(ledger: Ledger) -> None:
+    queue = fill(ledger, pair(1))
+    queue.answer(Judgement(queue.items()[0].id, "ann", "first", ticks=("clearer",)))
+    queue.add([replace(pair(1), said=(Judgement(0, "ann", "first"),))])
+    assert [j.ticks for j in queue.judgements()] == [("clearer",)]
+    queue.add([replace(pair(1), said=(Judgement(0, "ann", "first", ticks=("shorter",)),))])
+    assert [j.ticks for j in queue.judgements()] == [("shorter",)]
 
 
 def test_an_unknown_item_and_a_nameless_annotator_are_refused(ledger: Ledger) -> None:

@@ -11,6 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from timechat.errors import LedgerError
+from timechat.ledger.annotation import open_queue
 from timechat.ledger.database import Ledger, _engine, _url, open_ledger
 from timechat.ledger.migrations import revisions, upgrade
 from timechat.ledger.tables import metadata
@@ -46,6 +47,31 @@ def test_every_version_comes_up_to_the_tables_of_today(ledger_url: str, revision
     ledger.close()
     assert [tuple(row) for row in kept] == [("kept", 2)]
     assert differences == []
+
+
+@pytest.mark.parametrize("revision", [r for r in revisions() if r < "0005"])
+def test_what_people_said_before_there_were_ticks_is_kept_as_not_asked(
+    ledger_url: str, revision: str
+) -> None:
+    old = Ledger(_engine(_url(ledger_url)))
+    rows = (
+        "annotation_queues (id, name, annotators, labels, created_ms)"
+        " VALUES (1, 'own', 1, '[]', 5)",
+        "annotation_items (id, queue, task, fingerprint, row_id, group_name, source, line, prompt,"
+        " answers, created_ms) VALUES (1, 1, 'choose', 'f', 'r', '', '', 0, '[]',"
+        """ '[{"text": "a", "origin": ""}, {"text": "b", "origin": ""}]', 5)""",
+        "annotations (id, item, annotator, verdict, note, created_ms)"
+        " VALUES (1, 1, 'ann', 'second', '', 5)",
+    )
+    with old.write() as connection:
+        upgrade(connection, revision)
+        for row in rows:
+            connection.exec_driver_sql(f"INSERT INTO {row}")
+    old.close()
+    ledger = open_ledger(ledger_url)
+    found = open_queue(ledger, "own").judgements()
+    ledger.close()
+    assert [(j.annotator, j.verdict, j.ticks) for j in found] == [("ann", "second", None)]
 
 
 def test_a_migration_that_fails_leaves_nothing(

@@ -17,7 +17,8 @@ from timechat.cli.main import main
 from timechat.conversation import Conversation
 from timechat.data.sources import open_sources
 from timechat.errors import DataError, LedgerError
-from timechat.ledger.annotation import Judgement, Queue
+from timechat.ledger.annotation import Queue
+from timechat.ledger.judging import Judgement
 from timechat.recipe import Data, parse_recipe
 from timechat.stages.annotate import measure_agreement, open_folder, reopen, suggest
 from timechat.stages.collect import collect, settle, spreadsheet
@@ -252,6 +253,17 @@ def test_the_terminal_never_names_whose_answer_it_is(
     assert "rejected" not in shown
     for item, said, position in zip(items, pairs.judgements(), (0, 1), strict=True):
         assert said.verdict == ("first", "second")[item.shown_order("ann")[position]]
+
+
+def test_in_the_terminal_the_better_answer_is_ticked_behind_its_key(
+    pairs: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(monkeypatch, "a x\nt c\na sc\nb\n")
+    work(pairs, "ann")
+    assert [j.ticks for j in pairs.judgements()] == [("shorter", "clearer"), ()]
+    shown = capsys.readouterr().err
+    assert "no tick 'x' (c is clearer, a is more accurate, r is more relevant, s is short" in shown
+    assert "no key 't c'" in shown
 
 
 def test_a_control_sequence_in_a_row_does_not_reach_the_terminal(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from timechat.conversation import Conversation, Message
 from timechat.data.reword import for_checking, for_training
 from timechat.evals.rectify import puts_right
-from timechat.ledger.annotation import Answer, Item, Judgement, Queue, open_queue
+from timechat.ledger.annotation import Queue, open_queue
 from timechat.ledger.database import open_ledger
+from timechat.ledger.judging import Answer, Item, Judgement
 from timechat.stages.corrections import drop_contradicted, gather
 
 

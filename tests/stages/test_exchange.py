@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from test_annotate import write_rows
 
-from timechat.ledger.annotation import Judgement, Queue, Suggestion
+from timechat.ledger.annotation import Queue
+from timechat.ledger.judging import Judgement, Suggestion
 from timechat.stages.annotate import open_folder
 from timechat.stages.collect import collect
 from timechat.stages.exchange.argilla import write_records
@@ -37,6 +38,9 @@ def make(kind: str, folder: Path) -> Queue:
         "queue": ("right", "=Ben,\nsaid she", "wrong"),
     }[kind]
     say(queue, "ann", *verdicts)
+    if kind == "pairs":
+        ticked = Judgement(queue.items()[0].id, "cleo", "first", ticks=("clearer", "shorter"))
+        queue.answer(ticked)
     say(queue, "ben@x.org", "skip", {"pairs": "tie", "labels": "=bad"}.get(kind, "right"))
     if kind != "pairs":
         value = "bad" if kind == "labels" else "Ben."
@@ -75,7 +79,7 @@ def told(queue: Queue) -> list[Any]:
     return [
         (item.task, [m.to_dict() for m in item.prompt], [a.text for a in item.answers],
          item.row_id, item.group, [(s.model, s.value) for s in item.suggestions],
-         [(j.annotator, j.verdict, j.value, j.created_ms) for j in said.get(item.id, [])])
+         [(j.annotator, j.verdict, j.value, j.created_ms, j.ticks) for j in said.get(item.id, [])])
         for item in queue.items()
     ]  # fmt: skip
 

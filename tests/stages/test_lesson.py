@@ -22,7 +22,7 @@ from timechat.cli.main import main
 from timechat.conversation import Message
 from timechat.errors import LedgerError, RunError, StoppedError
 from timechat.evals import suite
-from timechat.ledger.annotation import Answer, Item, Judgement
+from timechat.ledger.judging import Answer, Item, Judgement
 from timechat.model.load import load, resolve
 from timechat.model.method import begin_again
 from timechat.recipe import Lora

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
+import scipy.stats
 from conftest import conversation
 
+from timechat.conversation import Conversation
+from timechat.data.sources import open_sources
+from timechat.evals.extras import list_people
 from timechat.evals.suite import Task
-from timechat.ledger.annotation import Judgement
+from timechat.ledger.judging import Judgement
+from timechat.recipe import Data
 from timechat.stages.annotate import open_folder
 from timechat.stages.collect import collect
 from timechat.stages.picks import weigh_picks
@@ -63,6 +69,62 @@ def test_picks_get_the_same_statistics_and_become_preference_pairs(
     assert collect(open_folder(run).queue, "pairs", pairs).written == 100
     first = json.loads(pairs.read_text().splitlines()[0])
     assert first["preferred_output"][0]["content"] == "new 0"
+
+
+def tick(run: Path, annotator: str, said: list[tuple[str, tuple[str, ...] | None]]) -> None:
+    queue = open_folder(run, annotators=2).queue
+    for verdict, ticks in said:
+        item = queue.claim(annotator)
+        assert item is not None
+        queue.answer(Judgement(item.id, annotator, verdict, ticks=ticks))
+
+
+def test_ticks_are_weighed_by_question_with_the_same_statistics_and_by_person(run: Path) -> None:
+    clear, brief = ("clearer",), ("clearer", "shorter")
+    tick(run, "ann", [("second", brief)] * 60 + [("first", clear)] * 12 + [("tie", ())] * 48)
+    tick(run, "ben", [("second", clear)] * 60 + [("first", None)] * 60)
+    details, findings = weigh_picks(run, TASK, BEFORE, AFTER)
+    clearer, accurate, _, shorter = details["ticks"]
+    # Where ben was not asked, ann alone is the whole of the question.
+    assert (clearer["new"], clearer["old"]) == (120, 12)
+    assert clearer["measure"]["after"] == pytest.approx(60 / 120)
+    assert clearer["measure"]["before"] == pytest.approx(12 / 120)
+    assert shorter["measure"]["after"] == pytest.approx(60 * 0.5 / 120)
+    expected = scipy.stats.ttest_1samp([0.5] * 60 + [0.0] * 60, 0).confidence_interval()
+    assert shorter["measure"]["ci95"] == pytest.approx(tuple(expected), abs=1e-9)
+    assert (accurate["new"], accurate["measure"]["difference"]) == (0, 0.0)
+    assert details["by_person"] == {
+        "ann": {"picks": 120, "asked_for_ticks": 120, "ticks": {"clearer": 72, "shorter": 60}},
+        "ben": {"picks": 120, "asked_for_ticks": 60, "ticks": {"clearer": 60}},
+    }
+    assert "clearer 50% against 10%" in findings[1]
+    shown = dict(list_people(details))
+    assert shown["chosen as clearer"].startswith("the new answer 120 times (50.0%), the old one 12")
+    assert shown["by ann"] == "120 picks, ticked clearer 72, shorter 60"
+
+
+def test_picks_without_ticks_are_told_as_not_asked_for_and_never_as_none(run: Path) -> None:
+    pick(run, {"ann": ["second"] * 5})
+    details, findings = weigh_picks(run, TASK, BEFORE, AFTER)
+    assert details["ticks"] == []
+    assert len(findings) == 1
+    assert dict(list_people(details))["by ann"] == "5 picks, not asked for ticks"
+
+
+def test_preference_pairs_and_the_spreadsheet_carry_the_ticks(run: Path, tmp_path: Path) -> None:
+    tick(run, "ann", [("second", ("clearer", "shorter")), ("first", ())])
+    tick(run, "ben", [("second", ("clearer",)), ("first", None)])
+    queue = open_folder(run).queue
+    collect(queue, "pairs", tmp_path / "pairs.jsonl")
+    first, second = map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines())
+    assert first["ticks"] == {"clearer": 2, "shorter": 1}
+    assert "ticks" not in second
+    collect(queue, "csv", tmp_path / "said.csv")
+    rows = list(csv.DictReader((tmp_path / "said.csv").read_text().splitlines()))
+    assert [row["ticks"] for row in rows] == ["clearer, shorter", "", "clearer", ""]
+    # And the pairs are training data as they stand.
+    source = open_sources([str(tmp_path / "pairs.jsonl")], Data())[0]
+    assert all(isinstance(row.found, Conversation) for row in source.rows())
 
 
 def test_the_answers_are_unnamed_and_their_order_is_a_fair_coin(run: Path) -> None:

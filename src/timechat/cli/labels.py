@@ -1,5 +1,7 @@
 """The annotation queue in the terminal: one item at a time, one key and Enter a verdict.
 
+After the key of the better answer may stand in what it is better, a letter each.
+
 Each answer is in the ledger before the next item is shown, so leaving at any moment loses nothing.
 Who gets what, and what may be said, is `ledger.annotation`'s.
 """
@@ -16,13 +18,15 @@ from rich.markup import escape
 from timechat.cli.display import console
 from timechat.errors import LedgerError
 from timechat.evals.agreement import Agreement
-from timechat.ledger.annotation import Item, Judgement, Progress, Queue
+from timechat.ledger.annotation import Progress, Queue
+from timechat.ledger.judging import TICKS, Item, Judgement
 
 KEYS = {
     "judge": {"y": "right", "n": "wrong", "c": "correct", "k": "skip"},
     "choose": {"a": "A is better", "b": "B is better", "t": "as good", "n": "neither", "k": "skip"},
 }
 ALWAYS = {"u": "undo", "q": "leave"}
+TICK_KEYS = {tick.removeprefix("more ")[0]: tick for tick in TICKS}
 
 
 class _Left(Exception):  # noqa: N818 - not an error: the person is done
@@ -63,7 +67,7 @@ def _serve(queue: Queue, item: Item, annotator: str) -> Item | None:
     keys = _keys(item)
     started = time.monotonic()
     while True:
-        key = _ask(" ".join(f"[{key}] {what}" for key, what in keys.items()) + " > ")
+        key, ticked = _split(item, _ask(_question(item, keys)))
         if key == "q":
             raise _Left
         if key == "u":
@@ -82,13 +86,36 @@ def _serve(queue: Queue, item: Item, annotator: str) -> Item | None:
         suggested = item.suggestions[-1].model if item.suggestions else None
         seconds = round(time.monotonic() - started, 1)
         try:
+            ticks = _read_ticks(ticked) if item.task == "choose" and key != "k" else None
             queue.answer(
-                Judgement(item.id, annotator, verdict, value, "", suggested, seconds),
+                Judgement(item.id, annotator, verdict, value, "", suggested, seconds, ticks=ticks),
             )
         except LedgerError as error:
             console.print(escape(str(error)))
             continue
         return queue.claim(annotator)
+
+
+def _question(item: Item, keys: dict[str, str]) -> str:
+    asked = " ".join(f"[{key}] {what}" for key, what in keys.items())
+    if item.task == "choose":
+        ticks = ", ".join(f"{key} {tick}" for key, tick in TICK_KEYS.items())
+        asked += f"\nafter a or b, in what it is better ({ticks}), such as: b cs"
+    return f"{asked} > "
+
+
+def _split(item: Item, text: str) -> tuple[str, str]:
+    """The key, and what was ticked after it where there is something to tick."""
+    key, _, ticked = text.partition(" ")
+    return (key, ticked) if item.task == "choose" and key in ("a", "b") else (text, "")
+
+
+def _read_ticks(text: str) -> tuple[str, ...]:
+    keys = [key for key in text.lower() if key not in " ,"]
+    if unknown := next((key for key in keys if key not in TICK_KEYS), None):
+        known = ", ".join(f"{key} is {tick}" for key, tick in TICK_KEYS.items())
+        raise LedgerError(f"no tick {unknown!r} ({known})")
+    return tuple(TICK_KEYS[key] for key in dict.fromkeys(keys))
 
 
 def _keys(item: Item) -> dict[str, str]:

@@ -128,12 +128,33 @@ def list_people(people: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("the new answers' share of wins", f"{people['measure']['after']:.1%}"),
         ("against an even share", _points(people["measure"])),
         *((names.get(str(said), str(said)), str(n)) for said, n in people["verdicts"].items()),
+        *((f"chosen as {one['tick']}", _old_and_new(one)) for one in people["ticks"]),
+        *((f"by {name}", _picks_of(said)) for name, said in people["by_person"].items()),
         *(
             (f"agreement: {a['name']}", f"{a['value']:.2f}")
             for a in people["agreement"]
             if a.get("value") is not None
         ),
     ]
+
+
+def _old_and_new(ticked: Mapping[str, Any]) -> str:
+    """How often either answer got a tick, and how far the new one is ahead; no verdict."""
+    measure = ticked["measure"]
+    low, high = measure["ci95"]
+    return (
+        f"the new answer {ticked['new']} times ({measure['after']:.1%}), the old one "
+        f"{ticked['old']} times ({measure['before']:.1%}): {100 * measure['difference']:+.1f} "
+        f"points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    )
+
+
+def _picks_of(said: Mapping[str, Any]) -> str:
+    picks = f"{said['picks']} {'pick' if said['picks'] == 1 else 'picks'}"
+    if not said["asked_for_ticks"]:
+        return f"{picks}, not asked for ticks"
+    ticked = [f"{tick} {count}" for tick, count in said["ticks"].items()]
+    return f"{picks}, ticked {', '.join(ticked) or 'nothing'}"
 
 
 def draw_people(details: Mapping[str, Any]) -> str:

@@ -1,23 +1,22 @@
 """A queue of things to judge, for several people at once, kept in the ledger.
 
-Two tasks: `judge` one answer (or label) or correct it, and `choose` the better of two. The calls
-are what a terminal and a page need alike: `claim`, `answer`, `undo`. Where items come from, and
-what becomes of the judgements, is for `stages.annotate` and `stages.collect`.
+The calls are what a terminal and a page need alike: `claim`, `answer`, `undo`. What may be said of
+an item is `judging`'s; where items come from, and what becomes of the judgements, is for
+`stages.annotate` and `stages.collect`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, literal, select, update
 
-from timechat.conversation import Message
-from timechat.errors import LedgerError, nearest
+from timechat.errors import LedgerError
 from timechat.ledger.database import Ledger
+from timechat.ledger.items import from_row, to_row, with_suggestions
+from timechat.ledger.judging import Item, Judgement, Suggestion, check_name, check_said
 from timechat.ledger.tables import annotation_claims as claims
 from timechat.ledger.tables import annotation_items as items
 from timechat.ledger.tables import annotation_queues as queues
@@ -25,81 +24,8 @@ from timechat.ledger.tables import annotation_suggestions as suggestions
 from timechat.ledger.tables import annotations as said_rows
 from timechat.ledger.tables import now_ms
 
-Task = Literal["judge", "choose"]
-VERDICTS: dict[str, tuple[str, ...]] = {
-    "judge": ("right", "corrected", "wrong", "skip"),
-    "choose": ("first", "second", "tie", "neither", "skip"),
-}
 # An item that is on somebody's screen goes to nobody else for this long.
 CLAIM_MS = 15 * 60 * 1000
-MAX_TEXT = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A text to judge, and whose it is; the origin is never shown to who judges."""
-
-    text: str
-    origin: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Suggestion:
-    """What a model would answer."""
-
-    model: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One thing to judge. `prompt` are the messages before the answer.
-
-    `judge` has one answer, or none where it is still to be written; `choose` has two. `id` is 0
-    until the item is in a queue. `said` brings judgements along that were made elsewhere.
-    """
-
-    task: Task
-    prompt: tuple[Message, ...]
-    answers: tuple[Answer, ...]
-    row_id: str = ""
-    group: str = ""
-    source: str = ""
-    line: int = 0
-    id: int = 0
-    suggestions: tuple[Suggestion, ...] = ()
-    said: tuple[Judgement, ...] = ()
-
-    @property
-    def cluster(self) -> str:
-        """The unit of statistics, as in `Conversation`: the group, or the item itself."""
-        return self.group or f"item {self.id}"
-
-    @property
-    def fingerprint(self) -> str:
-        content: list[Any] = [self.task, [[m.role, m.content] for m in self.prompt]]
-        content.append([a.text for a in self.answers])
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-    def shown_order(self, annotator: str) -> tuple[int, ...]:
-        """The answers' order on this annotator's screen: a fair coin that falls the same again."""
-        coin = hashlib.sha256(f"{self.fingerprint}/{annotator}".encode("utf-8", "replace")).digest()
-        order = tuple(range(len(self.answers)))
-        return order[::-1] if coin[0] & 1 else order
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What one person said of one item, and when. `suggested` names the model in view."""
-
-    item: int
-    annotator: str
-    verdict: str
-    value: str | None = None
-    note: str = ""
-    suggested: str | None = None
-    seconds: float | None = None
-    created_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +61,7 @@ class Queue:
             for item in new:
                 number = known.get(item.fingerprint)
                 if number is None:
-                    row = insert(items).values(**_to_row(item, self.id)).returning(items.c.id)
+                    row = insert(items).values(**to_row(item, self.id)).returning(items.c.id)
                     number = known[item.fingerprint] = int(connection.scalars(row).one())
                     count += 1
                 for suggestion in item.suggestions:
@@ -160,7 +86,7 @@ class Queue:
             connection.execute(
                 insert(claims).values(item=found.id, annotator=annotator, until_ms=now + CLAIM_MS)
             )
-            return _with_suggestions(connection, [_from_row(found)])[0]
+            return with_suggestions(connection, [from_row(found)])[0]
 
     def answer(self, judgement: Judgement) -> None:
         """Keep what somebody said; what the same person said of it before is withdrawn.
@@ -173,7 +99,7 @@ class Queue:
             found = connection.execute(select(items).where(mine)).first()
             if found is None:
                 raise LedgerError(f"no item {judgement.item} in the queue {self.name!r}")
-            self._check(judgement, _from_row(found))
+            check_said(judgement, from_row(found), self.labels)
             self._keep(connection, replace(judgement, annotator=annotator))
             connection.execute(
                 delete(claims).where(
@@ -201,7 +127,7 @@ class Queue:
                 insert(claims).values(item=last, annotator=annotator, until_ms=now_ms() + CLAIM_MS)
             )
             found = connection.execute(select(items).where(items.c.id == last)).one()
-            return _with_suggestions(connection, [_from_row(found)])[0]
+            return with_suggestions(connection, [from_row(found)])[0]
 
     def suggest(self, item: int, suggestion: Suggestion) -> None:
         """Keep what a model would answer; a second one of the same model replaces the first."""
@@ -230,7 +156,7 @@ class Queue:
             rows = connection.execute(
                 select(items).where(items.c.queue == self.id).order_by(items.c.id)
             )
-            return _with_suggestions(connection, [_from_row(row) for row in rows])
+            return with_suggestions(connection, [from_row(row) for row in rows])
 
     def judgements(self) -> list[Judgement]:
         """Every judgement that stands, in the order in which they were made."""
@@ -241,8 +167,7 @@ class Queue:
                 .where(items.c.queue == self.id, said_rows.c.withdrawn_ms.is_(None))
                 .order_by(said_rows.c.id)
             )
-            names = Judgement.__dataclass_fields__
-            return [Judgement(**{name: getattr(row, name) for name in names}) for row in rows]
+            return [_as_judgement(row) for row in rows]
 
     def by_item(self) -> dict[int, list[Judgement]]:
         """The judgements that stand, by item."""
@@ -261,32 +186,6 @@ class Queue:
         is_wanted = _num_judged() + others < self.annotators
         return items.c.queue == self.id, ~_judged_by(annotator), is_wanted
 
-    def _check(self, judgement: Judgement, item: Item) -> None:
-        known = VERDICTS[item.task]
-        if judgement.verdict not in known:
-            raise LedgerError(
-                f"item {item.id} is to {item.task}, and {judgement.verdict!r} is no verdict of "
-                f"that: {nearest(judgement.verdict, known)}"
-            )
-        needs_value = judgement.verdict == "corrected"
-        if needs_value != (judgement.value is not None):
-            raise LedgerError(
-                f"verdict {judgement.verdict!r} {'needs' if needs_value else 'takes no'} value"
-            )
-        if judgement.verdict in ("right", "wrong") and not item.answers:
-            raise LedgerError(f"item {item.id} has no answer yet: correct it or skip it")
-        if judgement.value is None:
-            return
-        if not judgement.value.strip() or len(judgement.value) > MAX_TEXT:
-            raise LedgerError(
-                f"a corrected answer has 1 to {MAX_TEXT:,} characters, not {len(judgement.value):,}"
-            )
-        if self.labels and judgement.value not in self.labels:
-            raise LedgerError(
-                f"{judgement.value!r} is none of this queue's labels: "
-                f"{nearest(judgement.value, self.labels)}"
-            )
-
     def _keep(self, connection: Connection, judgement: Judgement) -> None:
         self._withdraw(connection, judgement.item, judgement.annotator)
         content = asdict(judgement) | {"created_ms": judgement.created_ms or now_ms()}
@@ -294,20 +193,21 @@ class Queue:
 
     def _bring(self, connection: Connection, judgement: Judgement, item: Item) -> None:
         """Keep a judgement made elsewhere, unless the same person said the same or later here."""
-        self._check(judgement, item)
+        check_said(judgement, item, self.labels)
         theirs = (said_rows.c.item == judgement.item) & (
             said_rows.c.annotator == check_name(judgement.annotator)
         )
         standing = connection.execute(
             select(said_rows).where(theirs, said_rows.c.withdrawn_ms.is_(None))
         ).first()
-        said = (judgement.verdict, judgement.value)
-        is_known = standing is not None and (
-            (standing.verdict, standing.value) == said
-            or standing.created_ms >= judgement.created_ms > 0
-        )
-        if not is_known:
-            self._keep(connection, judgement)
+        if standing is not None:
+            old = _as_judgement(standing)
+            is_same = (old.verdict, old.value) == (judgement.verdict, judgement.value)
+            # A file that knows nothing of ticks takes none back.
+            is_same &= judgement.ticks in (None, old.ticks)
+            if is_same or old.created_ms >= judgement.created_ms > 0:
+                return
+        self._keep(connection, judgement)
 
     def _suggest(self, connection: Connection, item: int, suggestion: Suggestion) -> None:
         same = (suggestions.c.item == item) & (suggestions.c.model == suggestion.model)
@@ -349,14 +249,10 @@ def open_queue(
     return queue
 
 
-def check_name(annotator: str) -> str:
-    """The annotator's name, stripped. Raises LedgerError for an empty or very long one."""
-    name = annotator.strip()
-    if not name or len(name) > 200 or not name.isprintable():
-        raise LedgerError(
-            f"an annotator's name has 1 to 200 printable characters, not {annotator!r}"
-        )
-    return name
+def _as_judgement(row: Any) -> Judgement:
+    content = {name: getattr(row, name) for name in Judgement.__dataclass_fields__}
+    ticks = content.pop("ticks")
+    return Judgement(**content, ticks=None if ticks is None else tuple(ticks))
 
 
 def _standing() -> Any:
@@ -380,42 +276,3 @@ def _judged_by(annotator: str) -> Any:
         .correlate(items)
         .exists()
     )
-
-
-def _to_row(item: Item, queue: int) -> dict[str, Any]:
-    return {
-        "queue": queue,
-        "task": item.task,
-        "fingerprint": item.fingerprint,
-        "row_id": item.row_id,
-        "group_name": item.group,
-        "source": item.source,
-        "line": item.line,
-        "prompt": [m.to_dict() for m in item.prompt],
-        "answers": [{"text": a.text, "origin": a.origin} for a in item.answers],
-        "created_ms": now_ms(),
-    }
-
-
-def _from_row(row: Any) -> Item:
-    assert row.task in get_args(Task)
-    return Item(
-        task=row.task,
-        prompt=tuple(Message(m["role"], m["content"], m.get("weight", 1.0)) for m in row.prompt),
-        answers=tuple(Answer(a["text"], a["origin"]) for a in row.answers),
-        row_id=row.row_id,
-        group=row.group_name,
-        source=row.source,
-        line=row.line,
-        id=row.id,
-    )
-
-
-def _with_suggestions(connection: Connection, found: list[Item]) -> list[Item]:
-    by_item: dict[int, list[Suggestion]] = {}
-    query = select(suggestions).order_by(suggestions.c.id)
-    if len(found) == 1:
-        query = query.where(suggestions.c.item == found[0].id)
-    for row in connection.execute(query):
-        by_item.setdefault(row.item, []).append(Suggestion(row.model, row.value))
-    return [replace(item, suggestions=tuple(by_item.get(item.id, ()))) for item in found]

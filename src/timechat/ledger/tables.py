@@ -77,6 +77,7 @@ annotations = Table(
     Column("seconds", Float),
     Column("created_ms", BigInteger, nullable=False),
     Column("withdrawn_ms", BigInteger),
+    Column("ticks", JSON(none_as_null=True)),  # of `judging.TICKS`; null where not asked for
     Index("annotations_item", "item", "annotator"),
 )
 

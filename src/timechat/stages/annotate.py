@@ -17,16 +17,9 @@ from timechat.data.sources import open_sources
 from timechat.engine.protocol import Ending, Sampling
 from timechat.errors import DataError, LedgerError
 from timechat.evals.agreement import Agreement, agreements
-from timechat.ledger.annotation import (
-    Answer,
-    Item,
-    Judgement,
-    Queue,
-    Suggestion,
-    Task,
-    open_queue,
-)
+from timechat.ledger.annotation import Queue, open_queue
 from timechat.ledger.database import LEDGER_FILE, open_ledger
+from timechat.ledger.judging import Answer, Item, Judgement, Suggestion, Task
 from timechat.recipe import Data
 from timechat.stages.chat import open_responder
 from timechat.stages.exchange.read import read_items

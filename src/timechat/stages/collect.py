@@ -11,12 +11,13 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from timechat.errors import LedgerError, nearest
-from timechat.ledger.annotation import Item, Judgement, Queue
+from timechat.ledger.annotation import Queue
+from timechat.ledger.judging import TICKS, Item, Judgement
 from timechat.stages.exchange.argilla import write_records
 from timechat.stages.exchange.fields import write_prompt, write_time
 from timechat.stages.exchange.labelstudio import write_config, write_tasks
@@ -29,7 +30,7 @@ SUFFIXES = {"csv": ".csv", "label-studio": ".json", "argilla": ".json"}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 CSV_HEADER = (
     "item", "id", "group", "task", "prompt", "answer_1", "answer_2", "annotator", "verdict",
-    "value", "note", "suggested_by", "seconds", "when",
+    "value", "note", "suggested_by", "seconds", "when", "ticks",
 )  # fmt: skip
 
 
@@ -49,13 +50,14 @@ class Settled:
     """What the people who judged an item agree on.
 
     `text` is the answer that stands, empty where the answer was wrong or none was chosen;
-    `reason` says why there is none.
+    `reason` says why there is none. `ticks` counts what those who chose it ticked.
     """
 
     verdict: str
     text: str = ""
     other: str = ""
     reason: str = ""
+    ticks: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def collect(queue: Queue, shape: str, out: Path) -> Collected:
@@ -96,7 +98,10 @@ def settle(item: Item, said: Sequence[Judgement]) -> Settled:
         if verdict not in ("first", "second"):
             return Settled(verdict, reason=verdict)
         chosen = texts if verdict == "first" else texts[::-1]
-        return Settled(verdict, chosen[0], chosen[1])
+        ticks = Counter(tick for j in said if j.verdict == verdict for tick in j.ticks or ())
+        return Settled(
+            verdict, chosen[0], chosen[1], ticks={t: ticks[t] for t in TICKS if ticks[t]}
+        )
     if verdict == "wrong":
         return Settled(verdict, reason="wrong")
     return Settled(verdict, value or texts[0], texts[0] if value and texts else "")
@@ -114,12 +119,16 @@ def to_row(item: Item, settled: Settled) -> dict[str, Any]:
 
 
 def to_pair(item: Item, settled: Settled) -> dict[str, Any]:
-    """A preference pair in OpenAI's shape: the answer that stands, and the one that does not."""
-    return {
+    """A preference pair in OpenAI's shape: the answer that stands, and the one that does not.
+
+    `ticks` stands beside them where there are any: in what the first is better, in how many eyes.
+    """
+    pair: dict[str, Any] = {
         "input": {"messages": [m.to_dict() for m in item.prompt]},
         "preferred_output": [{"role": "assistant", "content": settled.text}],
         "non_preferred_output": [{"role": "assistant", "content": settled.other}],
     }
+    return pair | {"ticks": settled.ticks} if settled.ticks else pair
 
 
 def spreadsheet(queue: Queue) -> str:
@@ -134,7 +143,9 @@ def spreadsheet(queue: Queue) -> str:
         cells = [item.row_id, item.group, item.task, write_prompt(item.prompt), *texts[:2]]
         cells += [said.annotator, said.verdict, said.value or "", said.note, said.suggested or ""]
         seconds = "" if said.seconds is None else round(said.seconds, 1)
-        writer.writerow([item.id, *map(_as_text, cells), seconds, write_time(said.created_ms)])
+        ticks = ", ".join(said.ticks or ())
+        when = write_time(said.created_ms)
+        writer.writerow([item.id, *map(_as_text, cells), seconds, when, ticks])
     return out.getvalue()
 
 

@@ -19,7 +19,8 @@ from timechat.data.reword import for_checking, for_training
 from timechat.errors import LedgerError
 from timechat.evals.rectify import puts_right
 from timechat.evals.scorers import contains, normalize, token_f1
-from timechat.ledger.annotation import Item, Judgement, Queue
+from timechat.ledger.annotation import Queue
+from timechat.ledger.judging import Item, Judgement
 from timechat.stages.annotate import reopen
 from timechat.stages.collect import settle
 

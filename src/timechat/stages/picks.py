@@ -2,7 +2,8 @@
 
 People choose between a run's answers before and after in the annotation queue, unnamed and in an
 order that a coin decides; their picks lie in the ledger. Here they become a share of wins with the
-same statistics as everything else. What they said is turned into preference pairs by `collect`.
+same statistics as everything else, and so does what they ticked (`ticks`). What they said is
+turned into preference pairs by `collect`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any
 from timechat.evals.compare import compare
 from timechat.evals.figures import write_interval
 from timechat.evals.suite import Task
-from timechat.ledger.annotation import Item, Judgement, Queue
 from timechat.ledger.database import LEDGER_FILE
+from timechat.ledger.judging import Item, Judgement
 from timechat.records import Score
 from timechat.stages.annotate import measure_agreement, reopen
+from timechat.stages.ticks import count_by_person, tell_ticks, weigh_ticks
 
 SCORER = "picked_by_people/1"
 SHARES = {"first": 0.0, "second": 1.0, "tie": 0.5, "neither": 0.5}
@@ -37,25 +39,30 @@ def weigh_picks(
     shown = {q.id: (old, new) for q, old, new in zip(task.questions, before, after, strict=True)}
     said = queue.by_item()
     picked = [
-        (item, verdicts)
+        (item, chosen)
         for item in queue.items()
-        if _is_of(item, shown) and (verdicts := _verdicts(said.get(item.id, [])))
+        if _is_of(item, shown)
+        and (chosen := [j for j in said.get(item.id, []) if j.verdict in SHARES])
     ]
     if not picked:
         return {}, []
     clusters = {q.id: q.cluster for q in task.questions}
     new = [
-        Score(item.row_id, clusters[item.row_id], sum(found) / len(found), SCORER)
-        for item, found in picked
+        Score(item.row_id, clusters[item.row_id], _share_of_wins(chosen), SCORER)
+        for item, chosen in picked
     ]
     half = [Score(s.item, s.cluster, 0.5, SCORER) for s in new]
     measure = compare("people's share of wins", half, new, kind="gain", unit="share")
-    people = _people(queue, {item.id for item, _ in picked})
+    all_picks = [j for _, chosen in picked for j in chosen]
+    people = count_by_person(all_picks)
+    ticks = weigh_ticks(picked, clusters)
     details: dict[str, Any] = {
         "measure": asdict(measure),
         "people": len(people),
-        "picks": sum(len(found) for _, found in picked),
+        "picks": len(all_picks),
         "verdicts": dict(_count(said, {item.id for item, _ in picked})),
+        "ticks": ticks,
+        "by_person": people,
         "agreement": [asdict(found) for found in measure_agreement(queue)],
     }
     told = (
@@ -64,7 +71,7 @@ def weigh_picks(
         f"({100 * measure.difference:+.0f} points from even {write_interval(measure)}, "
         f"{measure.verdict.replace('_', ' ')})"
     )
-    return details, [told]
+    return details, [told, *tell_ticks(ticks)]
 
 
 def _is_of(item: Item, shown: dict[str, tuple[str, str]]) -> bool:
@@ -73,12 +80,8 @@ def _is_of(item: Item, shown: dict[str, tuple[str, str]]) -> bool:
     return item.task == "choose" and shown.get(item.row_id) == texts
 
 
-def _verdicts(said: Sequence[Judgement]) -> list[float]:
-    return [SHARES[j.verdict] for j in said if j.verdict in SHARES]
-
-
-def _people(queue: Queue, items: set[int]) -> set[str]:
-    return {j.annotator for j in queue.judgements() if j.item in items and j.verdict in SHARES}
+def _share_of_wins(chosen: Sequence[Judgement]) -> float:
+    return sum(SHARES[j.verdict] for j in chosen) / len(chosen)
 
 
 def _count(said: dict[int, list[Judgement]], items: set[int]) -> Counter[str]:

@@ -10,8 +10,12 @@ from serve.studio.chromium import BROWSER, api, send
 from serve.studio.conftest import with_studio
 from serve.studio.story import RIGHT, WRONG, build_story
 from serve.studio.test_studio_api import build_run, serve_as_run
+from timechat.conversation import Message
 from timechat.engine.fake import FakeEngine
 from timechat.engine.protocol import Request
+from timechat.ledger.annotation import open_queue
+from timechat.ledger.database import open_ledger
+from timechat.ledger.judging import Answer, Item
 from timechat.serve.registry import Served
 
 pytestmark = BROWSER
@@ -96,6 +100,37 @@ def test_a_correction_is_written_by_keyboard_alone(studio: Site, page: api.Page)
         page.get_by_label("Your name").fill("Ada")
         page.keyboard.press("Tab")
         api.expect(page.locator("#progress")).to_contain_text("1 of 1 judged")
+
+
+def test_the_better_of_two_is_ticked_and_chosen_by_keys_alone(
+    studio: Site, page: api.Page, tmp_path: Path
+) -> None:
+    queue = open_queue(open_ledger(tmp_path / "ledger.db"), "corrections", annotators=2)
+    pairs = [
+        Item("choose", (Message("user", f"Door {i}?"),), (Answer("Green."), Answer("Red.")))
+        for i in range(2)
+    ]
+    queue.add(pairs)
+    with listening(studio) as address:
+        page.goto(f"{address}/queue")
+        page.get_by_label("Your name").fill("Ada")
+        page.keyboard.press("Tab")
+        boxes = page.get_by_role("group", name="The better answer is").get_by_role("checkbox")
+        api.expect(boxes).to_have_count(4)
+        page.locator("body").click()
+        page.keyboard.press("5")
+        api.expect(page.get_by_label("5 clearer")).to_be_checked()
+        # A box that has the focus takes the space bar, and leaves the other keys theirs.
+        page.get_by_label("8 shorter").focus()
+        page.keyboard.press("Space")
+        page.keyboard.press("3")
+        api.expect(page.locator("#status")).to_contain_text("names none")
+        page.keyboard.press("2")
+        api.expect(page.locator("#progress")).to_contain_text("1 by you")
+        api.expect(page.get_by_label("5 clearer")).not_to_be_checked()
+        page.keyboard.press("4")
+        api.expect(page.locator("#progress")).to_contain_text("2 by you")
+    assert [j.ticks for j in queue.judgements()] == [("clearer", "shorter"), ()]
 
 
 def test_two_models_answer_side_by_side_unnamed_and_one_is_chosen(

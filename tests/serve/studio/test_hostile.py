@@ -16,7 +16,7 @@ from serve.studio.story import build_story
 from timechat.conversation import Message
 from timechat.engine.fake import FakeEngine
 from timechat.evals.report import write_report
-from timechat.ledger.annotation import Answer, Item, Suggestion
+from timechat.ledger.judging import Answer, Item, Suggestion
 from timechat.recipe import Data
 from timechat.records import Check, Measure, Report, Sample
 from timechat.stages.prepare import prepare

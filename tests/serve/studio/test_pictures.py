@@ -18,7 +18,7 @@ from serve.studio.story import RIGHT, build_story
 from serve.studio.test_learning import SAID
 from timechat.conversation import Message
 from timechat.engine.fake import FakeEngine
-from timechat.ledger.annotation import Answer, Item
+from timechat.ledger.judging import Answer, Item
 from timechat.serve.registry import Served
 
 pytestmark = BROWSER

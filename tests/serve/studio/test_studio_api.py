@@ -123,6 +123,25 @@ def test_a_pick_names_the_better_of_two_whatever_their_order(studio: Site, tmp_p
     assert [j.verdict for j in queue.judgements()] == ["second"]
 
 
+def test_ticks_go_with_the_pick_and_a_tick_that_fits_nothing_is_refused(
+    studio: Site, tmp_path: Path
+) -> None:
+    ask = {"conversation": "c1", "model": "tiny", "origins": ["a", "b"], "picked": 0}
+    body = ask | {"prompt": [{"role": "user", "content": "Hi"}], "answers": ["good", "bad"]}
+    assert studio.ask("POST", "/studio/picks", json=body | {"ticks": ["clearer"]}).is_success
+    queue = open_queue(open_ledger(tmp_path / "ledger.db"), "corrections", annotators=4)
+    me = {"model": "tiny", "annotator": "Ada"}
+    shown = studio.ask("POST", "/studio/queue/claim", json=me).json()
+    assert shown["ticks"] == ["clearer", "more accurate", "more relevant", "shorter"]
+    said = me | {"item": shown["item"]["id"], "verdict": "first"}
+    for wrong in ({"ticks": ["clear"]}, {"ticks": ["shorter"], "verdict": "tie"}):
+        refused = studio.ask("POST", "/studio/queue/answer", json=said | wrong)
+        assert refused.status_code == 400
+        assert "tick" in refused.json()["error"]["message"]
+    studio.ask("POST", "/studio/queue/answer", json=said | {"ticks": ["shorter", "clearer"]})
+    assert [j.ticks for j in queue.judgements()] == [("clearer",), ("shorter", "clearer")]
+
+
 def test_the_queue_page_judges_the_item_and_not_the_screens_order(
     studio: Site, tmp_path: Path
 ) -> None:

@@ -52,7 +52,7 @@ def annotate(
     """
     from timechat.cli.display import Display, console
     from timechat.cli.labels import work
-    from timechat.ledger.annotation import check_name
+    from timechat.ledger.judging import check_name
     from timechat.stages.annotate import open_folder, suggest
 
     by = check_name(by)

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from timechat.conversation import Message
 from timechat.evals.scorers import contains
-from timechat.ledger.annotation import Answer, Item, Judgement, Queue
+from timechat.ledger.annotation import Queue
+from timechat.ledger.judging import TICKS, Answer, Item, Judgement
 from timechat.serve.errors import ApiError
 from timechat.serve.gate import gate_of
 from timechat.serve.studio.desk import Part, desk_of
@@ -24,6 +25,8 @@ router = APIRouter(tags=["studio"])
 
 Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+# In what the better answer is better; null where nobody was asked.
+Ticks = Annotated[list[Name], Field(max_length=len(TICKS))] | None
 VERDICTS = {"good": "right", "bad": "wrong", "correct": "corrected"}
 # On the screen the answers stand in an order of their own; the judgement is of the item's.
 OTHER_SIDE = {"first": "second", "second": "first"}
@@ -59,6 +62,7 @@ class Pick(Said):
     answers: Annotated[list[Text], Field(min_length=2, max_length=2)]
     origins: Annotated[list[Name], Field(min_length=2, max_length=2)]
     picked: Annotated[int, Field(ge=0, le=1)]
+    ticks: Ticks = None
 
 
 class Person(Part):
@@ -71,6 +75,7 @@ class Judged(Person):
     verdict: Name
     value: Text | None = None
     seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
+    ticks: Ticks = None
 
 
 @router.post("/studio/corrections", status_code=201)
@@ -95,9 +100,10 @@ async def correct(body: Correction, request: Request) -> dict[str, int]:
 
 @router.post("/studio/picks", status_code=201)
 async def pick(body: Pick, request: Request) -> dict[str, int]:
-    """Keep which of two answers was the better one."""
+    """Keep which of two answers was the better one, and in what."""
     answers = tuple(map(Answer, body.answers, body.origins))
-    said = Judgement(0, body.author, ("first", "second")[body.picked])
+    verdict = ("first", "second")[body.picked]
+    said = Judgement(0, body.author, verdict, ticks=_as_ticks(body.ticks))
     item = Item(
         "choose", body.messages, answers, group=body.conversation, source="chat", said=(said,)
     )
@@ -144,13 +150,27 @@ def _judge(queue: Queue, body: Judged) -> dict[str, Any]:
     verdict = body.verdict
     if found is not None and found.shown_order(body.annotator)[:1] == (1,):
         verdict = OTHER_SIDE.get(verdict, verdict)
-    queue.answer(Judgement(body.item, body.annotator, verdict, body.value, seconds=body.seconds))
+    queue.answer(
+        Judgement(
+            body.item,
+            body.annotator,
+            verdict,
+            body.value,
+            seconds=body.seconds,
+            ticks=_as_ticks(body.ticks),
+        )
+    )
     return _next(queue, body.annotator)
+
+
+def _as_ticks(ticks: list[str] | None) -> tuple[str, ...] | None:
+    return None if ticks is None else tuple(ticks)
 
 
 def _shown(queue: Queue, item: Item | None, annotator: str) -> dict[str, Any]:
     """An item as its judge may see it: in the judge's own order, and nobody's names."""
     row: dict[str, Any] = {"progress": asdict(queue.progress(annotator)), "labels": queue.labels}
+    row |= {"ticks": TICKS}
     if item is None:
         return row | {"item": None}
     texts = [item.answers[i].text for i in item.shown_order(annotator)]

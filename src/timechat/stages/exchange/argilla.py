@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from timechat.ledger.annotation import VERDICTS, Item, Judgement, Queue, Suggestion
+from timechat.ledger.annotation import Queue
+from timechat.ledger.judging import VERDICTS, Item, Judgement, Suggestion
 from timechat.stages.exchange.fields import (
     find_fields,
     is_swapped,
@@ -58,7 +59,15 @@ def _swap(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _judgement(item: Item, user: str, said: Mapping[str, Any]) -> Judgement:
     when = read_time(said.get("when"))
     if said.get("verdict") in VERDICTS[item.task]:
-        return Judgement(0, user, said["verdict"], said.get("correction"), created_ms=when)
+        ticks = said.get("ticks")
+        return Judgement(
+            0,
+            user,
+            said["verdict"],
+            said.get("correction"),
+            created_ms=when,
+            ticks=None if ticks is None else tuple(map(str, ticks)),
+        )
     value = next(iter(said.values()))
     if not isinstance(value, str) or item.task == "choose":
         raise ValueError(f"a response of an unknown shape: {said!r:.100}")
@@ -72,6 +81,7 @@ def _record(item: Item, said: Sequence[Judgement]) -> dict[str, Any]:
             "verdict": judgement.verdict,
             "correction": judgement.value,
             "when": write_time(judgement.created_ms),
+            "ticks": None if judgement.ticks is None else list(judgement.ticks),
         }
         for question, value in given.items():
             if value is not None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from timechat.conversation import Message, as_role
-from timechat.ledger.annotation import Answer, Item, Judgement
+from timechat.ledger.judging import Answer, Item, Judgement
 
 PROMPT_NAMES = ("messages", "prompt", "question", "instruction", "text", "input", "chat")
 ANSWER_NAMES = ("answer", "response", "completion", "output", "label")

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from timechat.ledger.annotation import Item, Judgement, Queue, Suggestion
+from timechat.ledger.annotation import Queue
+from timechat.ledger.judging import TICKS, Item, Judgement, Suggestion
 from timechat.stages.exchange.fields import (
     find_fields,
     is_swapped,
@@ -59,7 +60,8 @@ def write_config(queue: Queue) -> str:
             '<View>\n  <Text name="prompt" value="$prompt"/>\n'
             '  <Pairwise name="choice" toName="answer_1,answer_2"/>\n'
             '  <Text name="answer_1" value="$answer_1"/>\n'
-            '  <Text name="answer_2" value="$answer_2"/>\n</View>\n'
+            '  <Text name="answer_2" value="$answer_2"/>\n'
+            f"{_choices('ticks', TICKS, several=True)}</View>\n"
         )
     correction = '  <TextArea name="correction" toName="prompt"/>\n'
     if queue.labels:
@@ -72,9 +74,10 @@ def write_config(queue: Queue) -> str:
     )
 
 
-def _choices(name: str, values: Sequence[str]) -> str:
+def _choices(name: str, values: Sequence[str], *, several: bool = False) -> str:
     inner = "".join(f"    <Choice value={quoteattr(value)}/>\n" for value in values)
-    return f'  <Choices name="{name}" toName="prompt">\n{inner}  </Choices>\n'
+    more = ' choice="multiple"' if several else ""
+    return f'  <Choices name="{name}" toName="prompt"{more}>\n{inner}  </Choices>\n'
 
 
 def _judgement(item: Item, found: Mapping[str, Any], swapped: bool) -> Judgement:
@@ -84,16 +87,26 @@ def _judgement(item: Item, found: Mapping[str, Any], swapped: bool) -> Judgement
     more: dict[str, Any] = {"seconds": found.get("lead_time"), "created_ms": when}
     if found.get("was_cancelled"):
         return Judgement(0, name, "skip", **more)
-    kind, value = _value(found["result"])
+    kind, value = _value([part for part in found["result"] if not _is_ticks(part)])
     if item.task == "choose":
         sides = ("second", "first") if swapped else ("first", "second")
         verdict = {"left": sides[0], "right": sides[1]}.get(value, "tie")
-        return Judgement(0, name, verdict, **more)
+        return Judgement(0, name, verdict, **more, ticks=_ticks(found["result"]))
     if not value:
         return Judgement(0, name, "skip", **more)
     if kind == "verdict":
         return Judgement(0, name, value, **more)
     return said_of(item, name, value, **more)
+
+
+def _is_ticks(part: Mapping[str, Any]) -> bool:
+    return part.get("from_name") == "ticks"
+
+
+def _ticks(result: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
+    """What was ticked; None where nothing was, since who was not asked looks the same here."""
+    part = next(filter(_is_ticks, result), None)
+    return None if part is None else tuple(map(str, part["value"]["choices"]))
 
 
 def _value(result: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -145,7 +158,8 @@ def _result(item: Item, said: Judgement, has_labels: bool) -> list[dict[str, Any
         side = {"first": sides[0], "second": sides[1]}.get(said.verdict)
         # Label Studio's own check wants the one element by which it finds the pair.
         shape = {"from_name": "choice", "to_name": "answer_1", "type": "pairwise"}
-        return [shape | {"value": {"selected": side}}] if side else []
+        picked = [shape | {"value": {"selected": side}}] if side else []
+        return picked + ([_choice("ticks", *said.ticks)] if said.ticks else [])
     if said.value is not None:
         return _written(said.value, has_labels)
     if has_labels and said.verdict == "right":
@@ -160,6 +174,6 @@ def _written(value: str, is_choice: bool) -> list[dict[str, Any]]:
     return [shape | {"value": {"text": [value]}}]
 
 
-def _choice(name: str, value: str) -> dict[str, Any]:
+def _choice(name: str, *values: str) -> dict[str, Any]:
     shape = {"from_name": name, "to_name": "prompt", "type": "choices"}
-    return shape | {"value": {"choices": [value]}}
+    return shape | {"value": {"choices": [*values]}}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from timechat.errors import DataError
-from timechat.ledger.annotation import Answer, Item
+from timechat.ledger.judging import Answer, Item
 from timechat.stages.exchange.argilla import read_record
 from timechat.stages.exchange.fields import to_messages
 from timechat.stages.exchange.labelstudio import read_task

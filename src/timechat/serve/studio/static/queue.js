@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { at, attempt, button, make, say } from "./dom.js";
 import { render } from "./markdown.js";
 
-const state = { item: null, labels: [], begun: 0 };
+const state = { item: null, labels: [], ticks: [], begun: 0 };
 
 const CHOICES = {
   judge: [["Right", "right"], ["Correct it", "corrected"], ["Wrong", "wrong"]],
@@ -31,18 +31,22 @@ async function ask(path, body = {}) {
 function answer(verdict, value) {
   const seconds = (performance.now() - state.begun) / 1000;
   const body = { item: state.item.id, verdict, seconds: Number(seconds.toFixed(1)) };
-  return ask("answer", value === undefined ? body : { ...body, value });
+  if (value !== undefined) body.value = value;
+  if (state.item.task === "choose" && verdict !== "skip") {
+    body.ticks = [...document.querySelectorAll("#ticks input:checked")].map((box) => box.value);
+  }
+  return ask("answer", body);
 }
 
-function show({ item, progress, labels }) {
-  Object.assign(state, { item, labels, begun: performance.now() });
+function show({ item, progress, labels, ticks }) {
+  Object.assign(state, { item, labels, ticks, begun: performance.now() });
   at("progress").textContent =
     `${progress.finished} of ${progress.items} judged; ${progress.mine} by you, ${progress.left} left for you`;
   if (!item) {
     at("item").replaceChildren(make("p", {}, "Nothing is left to judge here."), ...undoRow());
     return;
   }
-  at("item").replaceChildren(...drawPrompt(item), ...item.answers.map(drawAnswer), drawChoices(item), ...undoRow());
+  at("item").replaceChildren(...drawPrompt(item), ...item.answers.map(drawAnswer), ...drawTicks(item), drawChoices(item), ...undoRow());
 }
 
 function drawPrompt(item) {
@@ -52,6 +56,19 @@ function drawPrompt(item) {
 function drawAnswer(text, i) {
   const title = state.item.answers.length > 1 ? ["First answer", "Second answer"][i] : "Answer";
   return make("article", { className: "card words" }, make("h3", {}, title), render(text));
+}
+
+// What the better answer is better in, ticked before it is chosen; keys follow those of the buttons.
+function drawTicks(item) {
+  if (item.task !== "choose") return [];
+  const first = CHOICES.choose.length + 1;
+  const boxes = state.ticks.map((tick, i) => {
+    const box = make("input", { type: "checkbox", value: tick });
+    box.dataset.key = String(first + i);
+    return make("label", {}, box, ` ${first + i} ${tick}`);
+  });
+  const legend = make("legend", {}, "The better answer is (tick what holds, then choose)");
+  return [make("fieldset", { id: "ticks", className: "ticks" }, legend, ...boxes)];
 }
 
 function drawChoices(item) {
@@ -98,8 +115,11 @@ async function showAgreement() {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
-  const pressed = [...at("item").querySelectorAll("button")].find((b) => b.textContent.startsWith(`${event.key} `));
+  const isWriting = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && event.target.type !== "checkbox";
+  if (isWriting || event.ctrlKey || event.metaKey || event.altKey) return;
+  const buttons = [...at("item").querySelectorAll("button")];
+  const boxes = [...at("item").querySelectorAll("#ticks input")];
+  const pressed = buttons.find((b) => b.textContent.startsWith(`${event.key} `)) ?? boxes.find((b) => b.dataset.key === event.key);
   if (pressed) {
     event.preventDefault();
     pressed.click();
