@@ -8,16 +8,20 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import build_model, build_tokenizer
+from transformers import AutoConfig
 
 from timechat.engine.fake import FakeEngine
 from timechat.engine.process import ProcessEngine
 from timechat.engine.protocol import Delta, Ending, Engine, EngineError, Request, Sampling
 from timechat.errors import ModelError
+from timechat.export.ggufile import write_gguf
+from timechat.export.weights import Weights
 
 PROMPT = [5, 6, 7, 8, 9]
 
@@ -37,7 +41,16 @@ def build(kind: str, base: Path) -> Engine:
     if kind == "openvino":
         # In fp32, so that how requests are batched cannot tip a near tie of random weights.
         spec |= {"digest": "d" * 24, "bits": 8, "cache": str(base.parent), "precision": "f32"}
+    if kind == "llama":
+        spec |= {"file": str(base.parent / "tiny.gguf")}
+        write_tiny_gguf(base, base.parent / "tiny.gguf")
     return ProcessEngine(spec)
+
+
+def write_tiny_gguf(base: Path, file: Path) -> None:
+    if find_spec("llama_cpp") is None:
+        pytest.skip("llama-cpp-python is not installed")
+    write_gguf(file, Weights(base), AutoConfig.from_pretrained(base), None, "q8_0", "tiny")
 
 
 @asynccontextmanager
@@ -181,7 +194,7 @@ SCENES: list[Scene] = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["fake", "scripted", "torch", "openvino"])
+@pytest.mark.parametrize("kind", ["fake", "scripted", "torch", "openvino", "llama"])
 def test_engine_conforms(kind: str, base: Path) -> None:
     """One engine plays every scene in turn: starting a process for each would take minutes."""
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from timechat.engine.protocol import Delta, Sampling
 
+_FIRST_RANKED = 256
+
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """The likeliest token, or one sampled from the nucleus (Holtzman et al. 2019).
@@ -18,10 +20,25 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
     if sampling.temperature <= 0:
         return int(logits.argmax())
     probabilities = (logits / sampling.temperature).softmax(-1)
-    ranked, tokens = probabilities.sort(descending=True)
-    outside = ranked.cumsum(-1) - ranked >= sampling.top_p
-    ranked[outside] = 0.0
+    if sampling.top_p >= 1:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    ranked, tokens = nucleus(probabilities, sampling.top_p)
     return int(tokens[torch.multinomial(ranked, 1, generator=generator)])
+
+
+def nucleus(probabilities: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The fewest likeliest tokens that make up `share`: their probabilities, and which they are.
+
+    Looked for among a few first: to sort a whole vocabulary takes half as long as a small model
+    takes to compute it.
+    """
+    count = min(_FIRST_RANKED, len(probabilities))
+    while True:
+        ranked, tokens = probabilities.topk(count)
+        inside = ranked.cumsum(-1) - ranked < share
+        if count == len(probabilities) or not inside[-1]:
+            return ranked[inside], tokens[inside]
+        count = min(16 * count, len(probabilities))
 
 
 def penalise(logits: Tensor, said: Sequence[int], sampling: Sampling) -> Tensor:

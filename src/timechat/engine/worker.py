@@ -97,6 +97,11 @@ def build_core(spec: dict[str, Any]) -> Core:
 
         folder = compiled(source, spec["digest"], spec["bits"], Path(spec["cache"]))
         return OpenVinoCore(folder, spec.get("precision"))
+    if kind == "llama":
+        from timechat.engine.llama import LlamaCore
+        from timechat.model.load import load_tokenizer
+
+        return LlamaCore(Path(spec["file"]), load_tokenizer(adapter or source.folder))
     raise TimeChatError(f"no engine of the kind {kind!r}")
 
 

@@ -121,19 +121,22 @@ def write_gguf(
     path: Path,
     weights: Weights,
     config: PretrainedConfig,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None,
     quantisation: str,
     name: str,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Write the whole file at `path`."""
+    """Write the whole file at `path`; without a `vocabulary` for who has the tokenizer anyway."""
     slots = plan_slots(weights, config, quantisation)
     writer = GGUFWriter(path, family_of(config).name)
     try:
         for key, value in settings(config).items():
             _add(writer, f"{writer.arch}.{key}", value)
         _add_general(writer, name, quantisation)
-        _add_vocabulary(writer, vocabulary)
+        if vocabulary is None:
+            writer.add_tokenizer_model("none")
+        else:
+            _add_vocabulary(writer, vocabulary)
         for slot in slots:
             writer.add_tensor_info(
                 slot.name, slot.shape, np.dtype(np.float32), slot.num_bytes, slot.kind
