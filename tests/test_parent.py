@@ -44,7 +44,7 @@ async def main():
     scribe = SandboxScribe(Path(sys.argv[1]))
     await asyncio.gather(engine.start(), scribe.start())
     print(engine.pid, flush=True)
-    print(scribe._process.pid, flush=True)
+    print(scribe._child._process.pid, flush=True)
     await asyncio.sleep(60)
 asyncio.run(main())
 """

@@ -15,6 +15,7 @@ from conftest import build_tokenizer
 from serve.conftest import build_site, says
 from timechat.engine.fake import FakeEngine
 from timechat.engine.scribe import ThreadScribe
+from timechat.engine.trial import SchemaError
 from timechat.model.render import Renderer
 from timechat.serve.settings import Limits, Settings
 
@@ -157,3 +158,28 @@ def test_tools_nested_beyond_reason_are_a_bad_request() -> None:
         body = json.dumps(BODY)[:-1] + ',"tools":[{"a":' + "[" * depth + "]" * depth + "}]}"
         response = build_site().ask("POST", CHAT, content=body.encode(), headers=JSON)
         assert response.status_code == 400, (depth, response.text)
+
+
+def test_a_schema_that_cannot_be_held_is_a_bad_request_before_anything_is_computed() -> None:
+    site = build_site()
+
+    class Refusing:
+        async def check(self, schema: str) -> None:
+            raise SchemaError(f"no: {schema}")
+
+        async def stop(self) -> None: ...
+
+    site.responder.grammar = Refusing()
+    named = {"name": "s", "schema": {"type": "string"}}
+    asked = {"type": "json_schema", "json_schema": named}
+    for stream in (False, True):
+        response = site.chat(response_format=asked, stream=stream)
+        assert response.status_code == 400
+        assert response.json()["error"] == {
+            "message": 'no: {"type": "string"}',
+            "type": "invalid_request_error",
+            "param": "response_format.json_schema.schema",
+            "code": "unsupported_value",
+        }
+    assert not site.engine.requests
+    assert site.chat().status_code == 200

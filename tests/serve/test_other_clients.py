@@ -6,6 +6,7 @@ official client has its walks in `test_more_api` and `tests/e2e`.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -36,6 +37,13 @@ def script(request: Request) -> list[int]:
     calls = "<tools>" in asked and "role: tool" not in asked and "\ntool\n" not in asked
     text = ONE if calls and "<|im_start|>tool" not in asked else ANSWER
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.fixture(autouse=True)
+def _swept() -> Iterator[None]:
+    """Event loops that a client left open are closed here, and not in a neighbour's test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

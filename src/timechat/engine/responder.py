@@ -126,6 +126,16 @@ class Scribe(Protocol):
     async def encode(self, text: str) -> list[int]: ...
 
 
+class Grammar(Protocol):
+    """Tries schemas before an engine sees them, off the event loop."""
+
+    async def check(self, schema: str) -> None:
+        """Raises UserError for one that answers cannot be held to."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
 class Responder(Protocol):
     """Anything that answers conversations."""
 
@@ -154,10 +164,16 @@ class LocalResponder:
     """One engine with one chat format."""
 
     def __init__(
-        self, engine: Engine, scribe: Scribe, tokenizer: Tokenizer, max_waiting: int = 64
+        self,
+        engine: Engine,
+        scribe: Scribe,
+        tokenizer: Tokenizer,
+        max_waiting: int = 64,
+        grammar: Grammar | None = None,
     ) -> None:
         self.engine = engine
         self.scribe = scribe
+        self.grammar = grammar
         self.tokenizer = tokenizer
         self.admission = Admission(max_waiting)
         # No token is more characters than its piece of the vocabulary.
@@ -186,6 +202,8 @@ class LocalResponder:
     async def stop(self) -> None:
         await self.engine.stop()
         await self.scribe.stop()
+        if self.grammar is not None:
+            await self.grammar.stop()
 
     async def reply(self, ask: Ask) -> AsyncGenerator[Piece]:
         if not self.engine.ready:
@@ -198,6 +216,8 @@ class LocalResponder:
     async def _reply(self, ask: Ask) -> AsyncGenerator[Piece]:
         self._check(ask)
         with self.admission.arrival():
+            if ask.schema is not None and self.grammar is not None:
+                await self.grammar.check(ask.schema)
             prompt, notice = await self._prompt(ask)
         room = self._room(ask, len(prompt))
         request = Request(

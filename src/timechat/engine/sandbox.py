@@ -7,7 +7,6 @@ a tokenizer. Lines of JSON go both ways, one conversation at a time.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import resource
@@ -19,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from timechat.engine.attendant import Attendant
 from timechat.engine.calls import Form, form_of
-from timechat.engine.process import spawn
 from timechat.engine.scribe import MessageError, encode, render
 from timechat.errors import ModelError, UserError
 from timechat.parent import die_with_parent
@@ -41,10 +40,8 @@ class SandboxScribe:
         self.stop_ids: frozenset[int] = frozenset()
         self.calls: Form = ""
         self.render_s = render_s
-        self._turn = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        greeting = {"folder": str(folder)}
+        self._child = Attendant("timechat.engine.sandbox", greeting, START_S)
 
     async def start(self) -> None:
         await self._open()
@@ -58,27 +55,17 @@ class SandboxScribe:
         return await self._ask({"text": text})
 
     async def _ask(self, row: dict[str, Any]) -> list[int]:
-        async with self._turn:
-            if self._writer is None:
+        async with self._child.turn:
+            if not self._child.is_open:
                 await self._open()
-            assert self._writer is not None
-            assert self._reader is not None
-            answered = False
             try:
-                self._writer.write(json.dumps(row).encode() + b"\n")
-                async with asyncio.timeout(self.render_s):
-                    line = await self._reader.readline()
-                answered = bool(line)
+                found = await self._child.ask(row, self.render_s)
             except TimeoutError:
                 raise MessageError(
                     "messages", f"the chat template took longer than {self.render_s:g} s"
                 ) from None
-            finally:
-                if not answered:  # hung, dead, or the caller left midway: its state is unknown
-                    await self.stop()
-        if not answered:
+        if found is None:
             raise MessageError("messages", "the chat template ran out of memory")
-        found = json.loads(line)
         if "ids" in found:
             return _unpacked(found["ids"])
         if "param" in found:
@@ -86,14 +73,10 @@ class SandboxScribe:
         raise UserError(found["error"])
 
     async def _open(self) -> None:
-        self._process, self._reader, self._writer = await spawn("timechat.engine.sandbox")
-        self._writer.write(json.dumps({"folder": str(self.folder)}).encode() + b"\n")
         try:
-            async with asyncio.timeout(START_S):
-                line = await self._reader.readline()
+            row: dict[str, Any] = await self._child.open() or {"error": "its process died"}
         except TimeoutError:
-            line = b'{"error": "its chat template does not come to an end"}'
-        row: dict[str, Any] = json.loads(line) if line else {"error": "its process died"}
+            row = {"error": "its chat template does not come to an end"}
         if "error" in row:
             await self.stop()
             raise ModelError(f"{self.folder} cannot render conversations: {row['error']}")
@@ -101,16 +84,7 @@ class SandboxScribe:
         self.calls = row["calls"]
 
     async def stop(self) -> None:
-        process, writer = self._process, self._writer
-        self._process = self._writer = None
-        if writer is not None:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        await self._child.stop()
 
 
 def serve(end: socket.socket) -> None:

@@ -16,6 +16,7 @@ from timechat.engine.admission import BusyError
 from timechat.engine.protocol import EngineError
 from timechat.engine.responder import ContextTooLongError, UnsupportedError
 from timechat.engine.scribe import MessageError
+from timechat.engine.trial import SchemaError
 from timechat.errors import UserError
 
 TYPES = {
@@ -82,7 +83,7 @@ def from_engine(error: Exception) -> ApiError:
             return error
         case ContextTooLongError():
             return ApiError(400, str(error), code="context_length_exceeded", param="messages")
-        case UnsupportedError() | MessageError():
+        case UnsupportedError() | MessageError() | SchemaError():
             return ApiError(400, str(error), code="unsupported_value", param=error.param)
         case BusyError():
             return ApiError(

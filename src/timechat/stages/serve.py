@@ -20,6 +20,7 @@ from timechat.engine.hosted import HostedResponder
 from timechat.engine.process import ProcessEngine
 from timechat.engine.responder import LocalResponder, Responder
 from timechat.engine.sandbox import SandboxScribe
+from timechat.engine.trial import SchemaTrial
 from timechat.errors import ModelError
 from timechat.model.load import Source, digest_folder, load_tokenizer, resolve
 from timechat.model.render import Renderer
@@ -128,8 +129,11 @@ def open_model(found: Opened) -> Responder:
         raise ModelError(f"{found.name} has no tokenizer.json; its words cannot be streamed")
     refuse_broken_stops(found.name, source, tokenizer)
     scribe = SandboxScribe(folder)
-    started = ProcessEngine(spec) if reason else _vetted(found, spec)
-    return LocalResponder(started, scribe, tokenizer.backend_tokenizer)
+    if reason:
+        return LocalResponder(ProcessEngine(spec), scribe, tokenizer.backend_tokenizer)
+    return LocalResponder(
+        _vetted(found, spec), scribe, tokenizer.backend_tokenizer, grammar=SchemaTrial(spec)
+    )
 
 
 def refuse_broken_stops(name: str, source: Source, tokenizer: PreTrainedTokenizerFast) -> None:
