@@ -12,16 +12,12 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
-from timechat.conversation import Conversation, Message
-from timechat.data.augment import drop_words
-from timechat.data.pack import Batch, Example, encode, order
+from timechat.data.pack import Example, encode
 from timechat.errors import RunError, StoppedError
 from timechat.evals.suite import general_suite, task_suite
 from timechat.manifest import newest
@@ -31,8 +27,7 @@ from timechat.model.recompute import recompute_layers
 from timechat.model.render import Renderer
 from timechat.recipe import Adapt, Recipe, load_recipe
 from timechat.records import Derived, Plan
-from timechat.stages.batches import cut_step, replay_batches
-from timechat.stages.corrections import Correction, Gathered, drop_contradicted, find_corrections
+from timechat.stages.corrections import Gathered, drop_contradicted, find_corrections
 from timechat.stages.environment import environment
 from timechat.stages.exam import Exam, Sat
 from timechat.stages.learn import Learner
@@ -41,6 +36,7 @@ from timechat.stages.progress import Told
 from timechat.stages.record import Record, note
 from timechat.stages.room import Room
 from timechat.stages.stop import Stop
+from timechat.stages.timetable import STEP_ROWS, Lengths, correction_row, plan_lesson
 from timechat.stages.verdict import judge
 from timechat.stages.versions import (
     LEARNED,
@@ -56,14 +52,10 @@ from timechat.store import owned, read_json, remove_folder, sweep_run, write_jso
 from timechat.training import checkpoint
 from timechat.training.loop import Settings, Trainer
 
-# What a step holds: rows of corrections, and rows of the run that stay as they are answered now.
-# A row that is held weighs twice what it weighs in a run (LAB.md, learning from corrections).
-CORRECTION_ROWS, OWN_ROWS = 8, 14
+# What is held weighs twice what it weighs in a run (LAB.md, learning from corrections).
 HOLD = 2.0
-# How often each correction is seen, in its wordings by turn; and the steps that even one takes.
-VIEWS, FEWEST_STEPS = 32, 24
-# Half the rate at which a fresh adapter begins: this one is already where it should be.
-RATE_SHARE = 0.5
+# Three quarters of the rate at which a fresh adapter begins: this one is nearly where it should be.
+RATE_SHARE = 0.75
 WORD_DROPOUT = 0.2
 # Rows of the run's validation that are looked at while it learns, three times in all.
 LOOKED_AT, LOOKS = 12, 2
@@ -148,10 +140,11 @@ class _Lesson:
         self.loaded: Loaded = load(resolve(str(run), told.say))
         system = self.prepared.card.system or self.recipe.data.system
         self.rows = [
-            _row(c, i, prompt, system)
+            correction_row(c, i, prompt, system)
             for c in gathered.corrections
             for i, prompt in enumerate(c.trained)
         ]
+        self.lengths = Lengths.of(len(gathered.corrections))
         self.own, self.contradicted = drop_contradicted(self.prepared.train, gathered.corrections)
         self.exam = self._exam(system)
         self.before: Sat
@@ -167,7 +160,7 @@ class _Lesson:
             self.loaded.model, _settings(room), begin_again(self.loaded.model, self.recipe.adapt)
         )
         learner = Learner(room, trainer, self.loaded, _identity(room))
-        learner.steps = self._steps(room)
+        learner.steps = plan_lesson(room, self.lengths, self.own, self.seed)
         learner.run()
         trainer.settle()
         trainer.model.eval()
@@ -245,19 +238,20 @@ class _Lesson:
         """The run's own plan, with this lesson's numbers in it."""
         kept = read_json(self.run / "plan.json")
         numbers = {name: Derived(**number) for name, number in kept["numbers"].items()}
-        count = len(self.gathered.corrections)
-        steps = max(FEWEST_STEPS, math.ceil(count * VIEWS / CORRECTION_ROWS))
+        steps, learning = self.lengths.steps, self.lengths.learning
         mean = sum(len(e.ids) for e in examples) / len(examples)
-        step_tokens = round(mean * (CORRECTION_ROWS + OWN_ROWS))
+        step_tokens = round(mean * STEP_ROWS)
         share, held = self.recipe.train.replay, self.recipe.train.replay_weight
         rate = numbers["learning_rate"].value
         short = all(len(c.question.split()) <= 32 for c in self.gathered.corrections)
         numbers |= {
             "rows": Derived(len(examples), "the corrections in every wording that is trained"),
-            "steps": Derived(steps, f"each correction {VIEWS} times, at least {FEWEST_STEPS}"),
-            "batch_rows": Derived(CORRECTION_ROWS, f"beside {OWN_ROWS} rows of the run"),
+            "steps": Derived(
+                steps, f"{learning} to learn, then {self.lengths.rehearsing} to rehearse the run"
+            ),
+            "batch_rows": Derived(STEP_ROWS, "corrections and rows of the run together"),
             "epochs": Derived(
-                round(steps * CORRECTION_ROWS / len(examples), 1), "steps × rows a step / rows"
+                round(self.lengths.views / len(examples), 1), "times that each wording is seen"
             ),
             "step_tokens": Derived(step_tokens, "mean row × rows a step"),
             "replay_tokens": Derived(
@@ -285,44 +279,6 @@ class _Lesson:
             "recipe": f"{about['parent']} seed {self.seed}",
         }
         return Record(prints, made_by=now["made_by"])
-
-    def _steps(self, room: Room) -> list[Callable[[], tuple[Batch, ...]]]:
-        """What each step learns, and what it holds; built when its turn comes."""
-        plan, own = room.plan, list(self.own)
-        Random(self.seed).shuffle(own)
-        turns = order(len(self.rows), plan["batch_rows"], plan["steps"], self.seed)
-        general = replay_batches(room)
-
-        def build(number: int) -> tuple[Batch, ...]:
-            rows = [self._seen(room, row, number) for row in turns[number]]
-            first = number * OWN_ROWS
-            held = [own[(first + i) % len(own)] for i in range(min(OWN_ROWS, len(own)))]
-            # Every second one in fewer words: what is asked otherwise should stay as it is, too.
-            chance, share = Random(f"held-{self.seed}-{number}"), plan["word_dropout"]
-            held[1::2] = [drop_words(row, share, chance) for row in held[1::2]]
-            kept = [encode(row, self.loaded.renderer) for row in held]
-            kept = [row for row in kept if row.num_targets]
-            more = general[number % len(general)] if general else []
-            return cut_step(rows, [*kept, *more], plan["micro_rows"])
-
-        return [lambda number=number: build(number) for number in range(len(turns))]
-
-    def _seen(self, room: Room, row: int, number: int) -> Example:
-        share = room.plan["word_dropout"]
-        if not share:
-            return room.examples[row]
-        chance = Random(f"{self.seed}-{number}-{row}")
-        return encode(drop_words(self.rows[row], share, chance), self.loaded.renderer)
-
-
-def _row(
-    correction: Correction, number: int, prompt: Sequence[Message], system: str
-) -> Conversation:
-    messages = (*prompt, Message("assistant", correction.answer))
-    # What stood before in the conversation is context: earlier answers are not learned again.
-    quiet = tuple(replace(m, weight=0.0) if m.role == "assistant" else m for m in messages[:-1])
-    row = Conversation(f"{correction.id}-{number}", (*quiet, messages[-1]), source="corrections")
-    return replace(row, group=correction.id).with_system(system)
 
 
 def _settings(room: Room) -> Settings:
