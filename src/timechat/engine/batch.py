@@ -44,6 +44,7 @@ class BatchCore:
             kv_tokens=kv_tokens,
             logprobs=TOP_LOGPROBS,
             prefix_cache=True,
+            kv_bytes=kv_tokens * token_bytes(model),
         )
         self._running: dict[int, _Running] = {}
         self._kept: OrderedDict[tuple[int, ...], DynamicCache] = OrderedDict()
@@ -117,6 +118,16 @@ class BatchCore:
         if (surplus := len(best) - shared) > 0:
             cache.crop(-surplus)
         return cache, shared
+
+
+def token_bytes(model: PreTrainedModel) -> int:
+    """What keys and values of one token take, where every layer attends and keeps both."""
+    config = model.config.get_text_config()
+    width = int(config.hidden_size)
+    if heads := getattr(config, "num_key_value_heads", None):
+        size = getattr(config, "head_dim", None) or width // int(config.num_attention_heads)
+        width = int(heads) * int(size)
+    return int(config.num_hidden_layers) * 2 * width * model.dtype.itemsize
 
 
 def _common(left: tuple[int, ...], right: Sequence[int]) -> int:

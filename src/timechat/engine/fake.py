@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from timechat.engine.occupancy import Occupancy
 from timechat.engine.protocol import Capabilities, Delta, Ending, EngineError, Request
 
+# What a step of a leaking core keeps.
+LEAK_BYTES = 2 << 20
 Script = Callable[[Request], Sequence[int]]
 
 
@@ -99,11 +101,13 @@ class FakeEngine:
 class ScriptedCore:
     """A core that counts upwards from the prompt's length: a child process without weights.
 
-    A prompt that begins with 13 makes it step slowly, as a large model would.
+    A prompt that begins with 13 makes it step slowly, as a large model would; one that begins with
+    14 also makes it grow with every step, as a leak would.
     """
 
     def __init__(self) -> None:
-        self.capabilities = Capabilities("scripted", 512, 1 << 16, prefix_cache=True)
+        self.capabilities = Capabilities("scripted", 512, 1 << 16, prefix_cache=True, kv_bytes=0)
+        self._leaked: list[bytes] = []
         self._running: dict[int, tuple[Request, int]] = {}
 
     @property
@@ -118,7 +122,9 @@ class ScriptedCore:
 
     def step(self) -> list[tuple[int, Delta]]:
         out: list[tuple[int, Delta]] = []
-        time.sleep(max(0.02 if r.prompt[0] == 13 else 0.0 for r, _ in self._running.values()))
+        slow = [r.prompt[0] for r, _ in self._running.values() if r.prompt[0] in (13, 14)]
+        time.sleep(0.02 if slow else 0.0)
+        self._leaked += [b"x" * LEAK_BYTES for first in slow if first == 14]
         for key, (request, count) in list(self._running.items()):
             token = len(request.prompt) + count
             room = min(request.sampling.max_new_tokens, 512 - len(request.prompt))

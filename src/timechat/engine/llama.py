@@ -73,6 +73,7 @@ class LlamaCore:
             schema=self._vocabulary is not None,
             prefix_cache=True,
             note=short,
+            kv_bytes=kv_tokens * model.token_bytes,
         )
         self._waiting: deque[tuple[int, Request, int, Guide | None]] = deque()
         self._running: dict[int, _Running] = {}

@@ -94,7 +94,14 @@ class OpenVinoCore:
             str(folder), scheduler, "CPU", properties, {}
         )
         self.capabilities = Capabilities(
-            "openvino", window, kv_tokens, logprobs=0, schema=True, prefix_cache=True, note=short
+            "openvino",
+            window,
+            kv_tokens,
+            logprobs=0,
+            schema=True,
+            prefix_cache=True,
+            note=short,
+            kv_bytes=scheduler.num_kv_blocks * BLOCK * shape["token_bytes"],
         )
         self._running: dict[int, _Running] = {}
         self._unread: list[tuple[int, Delta]] = []

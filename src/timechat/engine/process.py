@@ -1,7 +1,9 @@
 """An engine in a child process: what happens to it happens to nobody else.
 
 The child runs `worker.py`. When it dies, its running streams end FAILED at once and it is started
-again, at first immediately, then with growing pauses. Which core runs in it is the child's matter.
+again, at first immediately, then with growing pauses. One that outgrows the memory planned for it
+takes no more requests, may finish what it has, and is started again. Which core runs in it is the
+child's matter.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
+from timechat.engine import memory
 from timechat.engine.occupancy import Occupancy
 from timechat.engine.protocol import Capabilities, Delta, Ending, EngineError, Request
 from timechat.engine.worker import decode_delta, encode_request
@@ -27,15 +30,26 @@ log = logging.getLogger("timechat.engine")
 PAUSES = (0.0, 0.5, 2.0, 5.0, 15.0, 30.0)
 # A child that lived this long died of something new: pauses begin anew.
 STEADY_S = 60.0
+# How often the child's memory is looked at, and how long what runs may go on once it is too much.
+LOOK_S = 2.0
+FINISH_S = 20.0
 _LINE_LIMIT = 1 << 24
 
 
 class ProcessEngine:
     """A core of `spec` (see `worker.build_core`) behind a socket."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        margin_bytes: int = memory.MARGIN_BYTES,
+        look_s: float = LOOK_S,
+        finish_s: float = FINISH_S,
+    ) -> None:
         self.spec = spec
+        self.margin_bytes, self.look_s, self.finish_s = margin_bytes, look_s, finish_s
         self.starts = 0
+        self.outgrown = False
         self.step_s = 0.0
         self._known: Capabilities | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -60,7 +74,7 @@ class ProcessEngine:
 
     @property
     def ready(self) -> bool:
-        return self._writer is not None and not self._draining
+        return self._writer is not None and not self._draining and not self.outgrown
 
     @property
     def pid(self) -> int | None:
@@ -86,6 +100,7 @@ class ProcessEngine:
         note = "; ".join(part for part in (self.spec.get("note"), able.note) if part)
         self._known = replace(able, note=note)
         self._writer = writer
+        self.outgrown = False
         self.starts += 1
         return reader
 
@@ -95,7 +110,11 @@ class ProcessEngine:
         deaths = 0
         while not self._stopped:
             born = loop.time()
-            await self._listen(reader)
+            watching = asyncio.create_task(self._watch())
+            try:
+                await self._listen(reader)
+            finally:
+                watching.cancel()
             self._lose()
             if self._stopped:
                 return
@@ -110,6 +129,30 @@ class ProcessEngine:
                 except (ModelError, OSError) as error:
                     log.warning("engine %s: %s", self.spec["name"], error)
                     deaths += 1
+
+    async def _watch(self) -> None:
+        """End the child once it holds more than was planned; `_keep` starts it again."""
+        child, kv_bytes = self._process, self.capabilities.kv_bytes
+        ready = memory.held_by(child.pid) if child is not None else None
+        if child is None or ready is None or kv_bytes is None:
+            return
+        most = memory.most(ready, kv_bytes, self.margin_bytes)
+        while (held := memory.held_by(child.pid)) is not None and held.own <= most:
+            await asyncio.sleep(self.look_s)
+        if held is None:
+            return
+        self.outgrown = True
+        name, mib = self.spec["name"], 1 << 20
+        log.warning("engine %s holds %d MiB, at most %d were planned: it is started again once "
+                    "its answers have ended", name, held.own // mib, most // mib)  # fmt: skip
+        deadline = asyncio.get_running_loop().time() + self.finish_s
+        while self._held and asyncio.get_running_loop().time() < deadline:
+            held = memory.held_by(child.pid)
+            if held is None or held.own > 2 * most:
+                break
+            await asyncio.sleep(min(self.look_s, 0.1))
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError, ValueError):
@@ -128,8 +171,9 @@ class ProcessEngine:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        why = "outgrew its memory and was ended" if self.outgrown else "died"
         for queue in self._streams.values():
-            queue.put_nowait(Delta(None, Ending.FAILED, detail="the engine's process died"))
+            queue.put_nowait(Delta(None, Ending.FAILED, detail=f"the engine's process {why}"))
         for key in list(self._held):
             self._free(key)
 

@@ -70,7 +70,8 @@ class Capabilities:
 
     `window` and `kv_tokens` are in tokens: the longest conversation, and what all running ones
     may hold together. `logprobs` is the most likely tokens that can be named (None: no
-    log-probabilities at all).
+    log-probabilities at all). `kv_bytes` is what those may take beside what the engine holds once
+    it is loaded (None: it cannot say, and its memory is not watched).
     """
 
     engine: str
@@ -80,6 +81,7 @@ class Capabilities:
     schema: bool = False
     prefix_cache: bool = False
     note: str = ""
+    kv_bytes: int | None = None
 
 
 class EngineError(TimeChatError):
