@@ -28,6 +28,7 @@ from timechat.model.choose import find_activation, set_activation
 from timechat.model.digest import digest_folder as digest_folder
 from timechat.model.digest import find_moved
 from timechat.model.fused import fuse
+from timechat.model.kernels import keep_few_kernels
 from timechat.model.peft import ADAPTER_CONFIG, BASE_NOTE, load_adapter
 from timechat.model.quantise import quantise
 from timechat.model.render import Renderer
@@ -135,6 +136,7 @@ def checked_folder(folder: Path) -> Path:
 
 def load(source: Source, system: str = "") -> Loaded:
     """Load base, adapter and tokenizer; bf16 where the machine multiplies it natively."""
+    keep_few_kernels()
     tokenizer_folder = source.adapter or source.folder
     tokenizer = load_tokenizer(tokenizer_folder)
     model = _from_pretrained(source.folder, pick_dtype())
