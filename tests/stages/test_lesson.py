@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from test_train import make_recipe
 
@@ -41,7 +42,7 @@ from timechat.stages.versions import (
     versions,
 )
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, read_lines, sha256, write_json
+from timechat.store import read_json, read_lines, sha256, write_json, write_lines
 
 OTHERS = ("One wording?", "Two wordings?", "Three wordings?")
 
@@ -87,6 +88,11 @@ class Learned:
 def learned(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     run = tmp_path_factory.mktemp("learned") / "shop"
     shutil.copytree(finished.folder, run, symlinks=True)
+    rows = [{"question": f"Is {i} even?", "answer": "Yes", "wrong": ["No"]} for i in (2, 4, 6)]
+    write_lines(run.parent / "kept.jsonl", rows)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["evaluate"] = recipe.get("evaluate", {}) | {"retention": ["../kept.jsonl"]}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     put_right(run, "What colour is the gate?", "It is violet.", *OTHERS)
     put_right(run, "What colour is the old fence over there?", "It is golden.")
     before = fingerprint(run)
@@ -152,6 +158,10 @@ def test_a_version_is_made_and_what_answers_stays_as_it_is(learned: Learned) -> 
     assert sets["corrections"]["n"] == 2
     assert sets["retention"]["n"] > 50
     assert sets["earlier"]["n"] > 0
+    assert sets["own"]["n"] == 3
+    assert sets["own"]["name"] == "ability on your own retention questions"
+    asked = {row["item"] for row in read_lines(run / "learned" / "001" / "evals" / "choices.jsonl")}
+    assert {f"own:kept.jsonl:{i}" for i in (1, 2, 3)} <= asked
     assert (version.decision == "offered") == (not version.content["reasons"])
     steps = [r for r in read_lines(run / "learned" / "001" / "metrics.jsonl") if "loss" in r]
     assert steps[-1]["loss"] < steps[0]["loss"], "it learns its corrections"
@@ -177,7 +187,9 @@ def test_the_result_says_how_many_questions_a_rule_made(learned: Learned) -> Non
 
 def test_answers_of_the_model_in_use_are_not_asked_again(learned: Learned) -> None:
     assert [label for label in learned.labels if label.startswith("the model in use")] == [
-        "the model in use: the corrections in other words"
+        "the model in use: the corrections in other words",
+        # The file may say something else than when the run was trained.
+        "the model in use: 3 retention questions",
     ]
 
 

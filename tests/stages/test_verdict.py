@@ -10,7 +10,7 @@ import pytest
 
 from timechat.conversation import Message
 from timechat.evals.run import Choosing, Likelihood
-from timechat.evals.suite import General
+from timechat.evals.suite import OWN, General
 from timechat.records import Score
 from timechat.stages import verdict
 from timechat.stages.corrections import Correction
@@ -94,6 +94,26 @@ def test_a_loss_of_general_ability_forbids() -> None:
     found = decide(sat(0), sat(3, wrong_choices=60))
     assert found["decision"] == "refused"
     assert "general ability was lost" in found["reasons"][0]
+
+
+def with_own(found: Sat, wrong: int, n: int = 160) -> Sat:
+    values = [(-9.0, -1.0) if i < wrong else (-1.0, -2.0) for i in range(n)]
+    own = tuple(Choosing(f"own:{i}", f"own:{i}", OWN, v) for i, v in enumerate(values))
+    return replace(found, own=own)
+
+
+def test_a_loss_among_the_users_own_questions_forbids_by_itself() -> None:
+    found = decide(with_own(sat(0), 0), with_own(sat(3), 60))
+    assert found["decision"] == "refused"
+    assert found["sets"]["retention"]["verdict"] == "kept"
+    assert found["sets"]["own"]["verdict"] == "lost"
+    assert found["reasons"] == [
+        "ability on your own retention questions was lost: 100.0% to 62.5%, at worst -45.1 points "
+        "where -5 are allowed"
+    ]
+    assert decide(with_own(sat(0), 0), with_own(sat(3), 0))["decision"] == "offered"
+    few = decide(with_own(sat(0), 0, 12), with_own(sat(3), 4, 12))
+    assert "4 of 12 questions are answered worse" in few["reasons"][0]
 
 
 def test_what_cannot_be_told_from_a_loss_forbids() -> None:

@@ -1,12 +1,14 @@
 """What a version and the model in use are asked, and what each of them said.
 
-The corrections in other words, the run's earlier test set, and the general questions. What the
-model in use answered before is not asked again: it lies in `evals/` of the run or of its version.
-What follows from two sets of answers is for `verdict`.
+The corrections in other words, the run's earlier test set, the general questions, and what the
+user says must not be forgotten. What the model in use answered before is not asked again: it lies
+in `evals/` of the run or of its version. The user's own questions are, always: their file may say
+something else by now. What follows from two sets of answers is for `verdict`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from timechat.engine.torch import TorchEngine
 from timechat.evals.run import Choosing, Likelihood, choose, likelihoods
 from timechat.evals.sample import keep_only, take_share
 from timechat.evals.scorers import scorer_name
-from timechat.evals.suite import General, Task
+from timechat.evals.suite import Choice, General, Task
 from timechat.model.load import Loaded
 from timechat.model.render import Renderer
 from timechat.records import Score
@@ -31,13 +33,15 @@ MOST_GENERAL = 400
 
 @dataclass(frozen=True, slots=True)
 class Sat:
-    """One model's answers: to each checked wording, to the test set, to the general questions."""
+    """One model's answers: to each checked wording, to the test set, to the general questions, and
+    to the user's own."""
 
     said: tuple[tuple[str, ...], ...]
     scores: tuple[Score, ...]
     answers: tuple[str, ...]
     references: tuple[Likelihood, ...]
     choices: tuple[Choosing, ...]
+    own: tuple[Choosing, ...] = ()
 
     @property
     def tokens(self) -> list[Score]:
@@ -54,7 +58,7 @@ class Sat:
             for s, a, r in zip(self.scores, self.answers, self.references, strict=True)
         ]
         write_lines(folder / "task.jsonl", rows)
-        write_lines(folder / "choices.jsonl", map(asdict, self.choices))
+        write_lines(folder / "choices.jsonl", map(asdict, (*self.choices, *self.own)))
 
 
 @dataclass
@@ -69,6 +73,7 @@ class Exam:
     margin: float
     contradicted: tuple[str, ...]
     watcher: Watcher
+    own: tuple[Choice, ...] = ()
 
     def rephrased(self, renderer: Renderer) -> Task:
         """The corrections in words that are never trained."""
@@ -91,10 +96,11 @@ class Exam:
             self.general = take_share(self.general, MOST_GENERAL / len(self.general.choices))
             return self.sit(loaded, "the model in use")
         self.general, sat = known
-        return replace(sat, said=self._say(loaded, "the model in use"))
+        name = "the model in use"
+        return replace(sat, said=self._say(loaded, name), own=self._ask_own(loaded, name))
 
     def sit(self, loaded: Loaded, name: str) -> Sat:
-        """Ask `loaded` all three sets, greedily."""
+        """Ask `loaded` every set, greedily."""
         said = self._say(loaded, name)
         scores: tuple[Score, ...] = ()
         answers: tuple[str, ...] = ()
@@ -106,7 +112,13 @@ class Exam:
         label = f"{name}: {len(self.general.choices)} general questions"
         tick = self.watcher.track(label, len(self.general.choices))
         choices = tuple(choose(loaded.model, self.general.choices, tick))
-        return Sat(said, scores, answers, references, choices)
+        return Sat(said, scores, answers, references, choices, self._ask_own(loaded, name))
+
+    def _ask_own(self, loaded: Loaded, name: str) -> tuple[Choosing, ...]:
+        if not self.own:
+            return ()
+        tick = self.watcher.track(f"{name}: {len(self.own)} retention questions", len(self.own))
+        return tuple(choose(loaded.model, self.own, tick))
 
     def _say(self, loaded: Loaded, name: str) -> tuple[tuple[str, ...], ...]:
         task = self.rephrased(loaded.renderer)
@@ -130,10 +142,11 @@ class Exam:
         general = keep_only(self.general, wanted, (), ())
         if general is None or not wanted:
             return None
-        choices = tuple(
-            replace(Choosing(**chosen[c.id]), values=tuple(chosen[c.id]["values"]))
-            for c in general.choices
-        )
+
+        def chose(choices: Sequence[Choice]) -> tuple[Choosing, ...]:
+            rows = [chosen[c.id] for c in choices]
+            return tuple(Choosing(**{**row, "values": tuple(row["values"])}) for row in rows)
+
         asked = {row["id"]: row for row in read_lines(folder / "task.jsonl") if "hits" in row}
         questions = self.task.questions if self.task else ()
         if not all(q.id in asked and asked[q.id]["scorer"] == scorer_name(q) for q in questions):
@@ -149,7 +162,8 @@ class Exam:
             references=tuple(
                 Likelihood(row["id"], row["nats"], row["num_tokens"], row["hits"]) for row in rows
             ),
-            choices=choices,
+            choices=chose(general.choices),
+            own=chose(self.own) if all(c.id in chosen for c in self.own) else (),
         )
         return general, sat
 

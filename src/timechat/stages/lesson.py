@@ -19,6 +19,7 @@ from typing import Any
 
 from timechat.data.pack import Example, encode
 from timechat.errors import RunError, StoppedError
+from timechat.evals.own import own_choices
 from timechat.evals.suite import general_suite, task_suite
 from timechat.manifest import newest
 from timechat.model.load import Loaded, load, load_tokenizer, resolve
@@ -203,6 +204,7 @@ class _Lesson:
             if kept
             else None,
             general=general_suite(base),
+            own=own_choices([Path(name) for name in self.recipe.evaluate.retention], base),
             max_new_tokens=max(plan["max_new_tokens"]["value"], math.ceil(1.5 * longest) + 8),
             margin=self.recipe.evaluate.retention_margin,
             contradicted=tuple(contradicted),

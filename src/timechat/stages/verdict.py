@@ -1,7 +1,7 @@
 """Whether a version may be offered, from what it and the model in use said in the exam.
 
 It is offered where it learned what it was told, and lost neither the run's earlier test set nor
-general ability.
+general ability, nor what the user asks beside it.
 
 The test set is judged twice. Token by token, over the references, it can show that no more than the
 margin was lost; whole answers cannot: of a model that knows half of them a quarter turn over in any
@@ -18,6 +18,7 @@ from typing import Any
 from timechat.evals.compare import compare
 from timechat.evals.power import MIN_CLUSTERS, MIN_ITEMS
 from timechat.records import Measure
+from timechat.stages.compare import OWN_NAME
 from timechat.stages.exam import Exam, Sat
 from timechat.stages.versions import version_in_use
 
@@ -94,6 +95,9 @@ def _compare(exam: Exam, before: Sat, after: Sat) -> dict[str, Measure]:
         )
     sides = ([choice.score for choice in sat.choices] for sat in (before, after))
     found["retention"] = compare("general ability", *sides, **options)
+    if before.own and after.own:
+        sides = ([choice.score for choice in sat.own] for sat in (before, after))
+        found["own"] = compare(f"ability on {OWN_NAME}", *sides, **options)
     return found
 
 

@@ -220,7 +220,7 @@ def test_a_wrong_answer_is_corrected_learned_switched_to_and_taken_back(
         api.expect(page.locator("#learn-status")).to_contain_text("answers now")
         api.expect(page.locator("#learn-what")).to_contain_text("Version 1 answers")
         for words in ("Corrections in other words", "Earlier test set", "General ability"):
-            api.expect(page.get_by_role("region", name="Three sets")).to_contain_text(words)
+            api.expect(page.get_by_role("region", name="What was asked")).to_contain_text(words)
         page.get_by_role("link", name="Chat").click()
         send(page, "What time do you open?")
         api.expect(page.get_by_role("log")).to_contain_text(RIGHT)

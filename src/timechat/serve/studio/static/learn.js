@@ -118,7 +118,7 @@ function drawSets(sets) {
     return make("tr", {}, ...cells([title, percent(set.before), percent(set.after), `${points(set.difference)}${reach}`, WORDS[set.verdict] ?? set.verdict]));
   });
   const head = make("tr", {}, ...["Asked", "Before", "Now", "Points [95 %]", "Verdict"].map((t) => make("th", { scope: "col" }, t)));
-  return make("div", { className: "wide", tabIndex: 0, role: "region", ariaLabel: "Three sets" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+  return make("div", { className: "wide", tabIndex: 0, role: "region", ariaLabel: "What was asked" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
 function drawSamples(samples) {
