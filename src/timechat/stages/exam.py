@@ -144,8 +144,8 @@ class Exam:
             return None
 
         def chose(choices: Sequence[Choice]) -> tuple[Choosing, ...]:
-            rows = [chosen[c.id] for c in choices]
-            return tuple(Choosing(**{**row, "values": tuple(row["values"])}) for row in rows)
+            rows = [Choosing(**chosen[c.id]) for c in choices]
+            return tuple(replace(row, values=tuple(row.values)) for row in rows)
 
         asked = {row["id"]: row for row in read_lines(folder / "task.jsonl") if "hits" in row}
         questions = self.task.questions if self.task else ()
