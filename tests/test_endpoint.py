@@ -132,6 +132,93 @@ def test_the_key_is_sent_and_never_recorded(
     assert "very-secret" not in (tmp_path / "answers.jsonl").read_text()
 
 
+def event(**row: Any) -> bytes:
+    return f"data: {json.dumps(row)}\n\n".encode()
+
+
+def piece(text: str | None = None, ending: str | None = None) -> bytes:
+    delta = {} if text is None else {"content": text}
+    return event(model="small", choices=[{"delta": delta, "finish_reason": ending}])
+
+
+class Slowly(httpx.SyncByteStream):
+    """The parts of a stream, a while before the third: its first word."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        for i, part in enumerate(self.parts):
+            time.sleep(0.05 if i == 2 else 0.0)
+            yield part
+
+
+def stream(*parts: bytes) -> httpx.Response:
+    return httpx.Response(
+        200, stream=Slowly(*parts), headers={"content-type": "text/event-stream; charset=utf-8"}
+    )
+
+
+USAGE = event(choices=[], usage={"prompt_tokens": 3, "completion_tokens": 2})
+DONE = b"data: [DONE]\n\n"
+
+
+def test_the_wait_for_the_first_word_is_taken_from_the_stream(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(request.content))
+        late = piece(" Grüß") + piece(" Gott", "stop")
+        # A role without words is no first word; an event may come in two parts.
+        return stream(piece(""), b": ping\r\n\r\n", late[:30], late[30:], USAGE, DONE)
+
+    record = tmp_path / "answers.jsonl"
+    reply = endpoint(answer, record).ask(ASKED, 16)
+    assert seen[0]["stream"] is True
+    assert (reply.text, reply.model, reply.ending) == ("Grüß Gott", "small", "stop")
+    assert (reply.prompt_tokens, reply.completion_tokens) == (3, 2)
+    assert reply.first_token_s is not None
+    assert 0.05 <= reply.first_token_s <= reply.seconds
+    assert endpoint(down, record, offline=True).ask(ASKED, 16) == reply
+
+
+def test_an_endpoint_without_streams_is_asked_without_and_told_so_once() -> None:
+    seen: list[bool] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append("stream" in json.loads(request.content))
+        if seen[-1]:
+            return httpx.Response(422, text="extra field: stream_options")
+        return httpx.Response(200, json=completion())
+
+    asked = endpoint(answer)
+    for text in ("Hi", "Bye"):
+        reply = asked.ask([Message("user", text)], 16)
+        assert (reply.text, reply.first_token_s) == ("Hello", None)
+    assert seen == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("named", "parts"),
+    [
+        ("broke off", (piece("Hel"),)),
+        ("broke off", (piece("Hel"), DONE)),
+        ("not whole JSON", (piece("Hel"), b'data: {"choices": [\n')),
+        ("not UTF-8", (b'data: {"choices": "\xff"}\n',)),
+        ("the endpoint says", (piece("Hel"), event(error={"message": "out of memory"}))),
+        ("no chat completion", (b"data: 7\n",)),
+        ("no chat completion", (b'data: {"choices": [7]}\n',)),
+        ("no text", (event(choices=[{"delta": {"content": 7}}]),)),
+    ],
+)
+def test_a_stream_that_goes_wrong_is_a_named_fault_and_never_half_an_answer(
+    named: str, parts: tuple[bytes, ...]
+) -> None:
+    reply = endpoint(lambda _: stream(*parts)).ask(ASKED, 16)
+    assert named in reply.fault
+    assert (reply.text, reply.attempts) == ("", 3)
+
+
 def test_an_empty_answer_is_an_answer() -> None:
     reply = endpoint(lambda _: httpx.Response(200, json=completion(""))).ask(ASKED, 16)
     assert (reply.text, reply.fault) == ("", "")

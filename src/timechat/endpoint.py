@@ -4,7 +4,8 @@ Whatever an endpoint does, the caller gets a `Reply`: with a text, or with the `
 from having one, after retries with limits. A fault is counted by the caller and never scored as a
 wrong answer. Every answer is recorded with its date, cost in tokens and the model's own name, so
 that a comparison goes on where it stopped and can be replayed offline. The key comes from the
-environment and is never written anywhere.
+environment and is never written anywhere. Answers come as a stream, so that the wait for the
+first word is known; an endpoint that has no streams is asked without.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,14 @@ import httpx
 from timechat.conversation import Message
 from timechat.errors import ModelError
 from timechat.store import append_line, read_lines
+from timechat.stream import ASKED, Streamed
 
 KEYS = ("TIMECHAT_API_KEY", "OPENAI_API_KEY")
 MAX_BYTES = 2**20
+# A stream says a word in some hundred bytes.
+MAX_STREAM_BYTES = 64 * MAX_BYTES
+# How an endpoint may refuse a request for the fields that ask for a stream.
+NO_STREAM = frozenset({400, 404, 405, 415, 422, 501})
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
@@ -53,15 +59,20 @@ class Reply:
     seconds: float = 0.0
     date: str = ""
     attempts: int = 1
+    first_token_s: float | None = None
 
 
 class _FaultError(Exception):
-    """Something that went wrong once. `pause_s` is what the endpoint asked us to wait."""
+    """Something that went wrong once. `pause_s` is what the endpoint asked us to wait, `status`
+    what it answered with where it refused."""
 
-    def __init__(self, text: str, *, again: bool = True, pause_s: float | None = None) -> None:
+    def __init__(
+        self, text: str, *, again: bool = True, pause_s: float | None = None, status: int = 0
+    ) -> None:
         super().__init__(text)
         self.again = again
         self.pause_s = pause_s
+        self.status = status
 
 
 def is_address(name: str) -> bool:
@@ -113,6 +124,7 @@ class Endpoint:
             follow_redirects=False,
         )
         self._known = _recorded(record)
+        self._streams: bool | None = None  # whether it takes a request for a stream, once known
 
     def ask(
         self, messages: Sequence[Message], max_new_tokens: int, temperature: float = 0.0
@@ -147,7 +159,7 @@ class Endpoint:
         for attempt in range(1, self.limits.attempts + 1):
             started = time.perf_counter()
             try:
-                found = self._post(body)
+                found, first = self._post(body)
             except _FaultError as error:
                 fault = str(error)
                 if not error.again or attempt == self.limits.attempts:
@@ -156,29 +168,54 @@ class Endpoint:
                 wait = error.pause_s if error.pause_s is not None else wait
                 time.sleep(min(wait, self.limits.longest_pause_s))
                 continue
-            return _reply(found, time.perf_counter() - started, attempt)
+            whole = time.perf_counter() - started
+            wait_s = None if first is None else round(first - started, 4)
+            return replace(_reply(found, whole, attempt), first_token_s=wait_s)
         raise AssertionError("at least one attempt")
 
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, body: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+        """An answer, and when its first word came, where it came in a stream."""
+        if self._streams is False:
+            return self._once(body)
+        try:
+            found = self._once(body | ASKED)
+            self._streams = True
+        except _FaultError as error:
+            if self._streams or error.status not in NO_STREAM:
+                raise
+            found = self._once(body)
+            self._streams = False
+        return found
+
+    def _once(self, body: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
         deadline = time.monotonic() + self.limits.seconds
-        content = bytearray()
+        content, streamed, size = bytearray(), Streamed(time.perf_counter), 0
         try:
             with self._client.stream("POST", self.url, json=body) as response:
+                kind = response.headers.get("content-type", "")
+                in_events = response.status_code == 200 and kind.startswith("text/event-stream")
+                most = MAX_STREAM_BYTES if in_events else MAX_BYTES
                 for part in response.iter_bytes():
-                    content += part
-                    if len(content) > MAX_BYTES:
-                        raise _FaultError(
-                            f"the answer is longer than {MAX_BYTES:,} bytes", again=False
-                        )
+                    size += len(part)
+                    if size > most:
+                        raise _FaultError(f"the answer is longer than {most:,} bytes", again=False)
                     if time.monotonic() > deadline:
                         raise _FaultError(f"no whole answer within {self.limits.seconds:g} s")
+                    if in_events:
+                        streamed.take(part)
+                    else:
+                        content += part
                 if response.status_code != 200:
                     raise _refused(response, bytes(content))
+                if in_events:
+                    return streamed.whole(), streamed.first
+        except ValueError as error:
+            raise _FaultError(str(error)) from None
         except httpx.TimeoutException:
             raise _FaultError(f"no answer within {self.limits.seconds:g} s") from None
         except httpx.HTTPError as error:
             raise _FaultError(f"{type(error).__name__}: {error}"[:200]) from None
-        return _read(bytes(content))
+        return _read(bytes(content)), None
 
 
 def _refused(response: httpx.Response, content: bytes) -> _FaultError:
@@ -186,7 +223,8 @@ def _refused(response: httpx.Response, content: bytes) -> _FaultError:
     said = " ".join(content[:200].decode("utf-8", "replace").split())
     wait = response.headers.get("retry-after", "")
     pause = float(wait) if wait.replace(".", "", 1).isdigit() else None
-    return _FaultError(f"status {status}: {said}", again=status in RETRIED, pause_s=pause)
+    told = f"status {status}: {said}"
+    return _FaultError(told, again=status in RETRIED, pause_s=pause, status=status)
 
 
 def _read(content: bytes) -> dict[str, Any]:

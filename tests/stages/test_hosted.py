@@ -8,10 +8,10 @@ import httpx
 import pytest
 from conftest import conversation
 
-from timechat.endpoint import Endpoint, Limits
+from timechat.endpoint import Endpoint, Limits, Reply
 from timechat.errors import RecipeError
 from timechat.evals.suite import Task
-from timechat.stages.hosted import ask_endpoint, parse_prices, tell_findings
+from timechat.stages.hosted import ask_endpoint, parse_prices, tell_cost, tell_findings
 from timechat.stages.watch import Watcher
 
 ADDRESS = "http://there.test/v1#gpt-x"
@@ -48,6 +48,14 @@ def test_replayed_answers_cost_what_they_cost_when_they_were_asked(tmp_path: Pat
     _, asked = ask_endpoint(open_endpoint(record), TASK, 16, Watcher(), prices)
     _, replayed = ask_endpoint(open_endpoint(record, offline=True), TASK, 16, Watcher(), prices)
     assert replayed == asked
+
+
+def test_the_wait_for_the_first_token_is_the_median_over_the_answers() -> None:
+    waits = (0.1, None, 0.3, 0.2, 9.0)
+    replies = [Reply("Green", first_token_s=wait) for wait in waits]
+    replies.append(Reply(fault="down", first_token_s=0.0))
+    assert tell_cost(open_endpoint(), replies, {})["first_token_ms"] == 250.0
+    assert "first_token_ms" not in tell_cost(open_endpoint(), [Reply("Green")], {})
 
 
 def test_without_a_price_no_cost_is_claimed() -> None:

@@ -26,6 +26,7 @@ ARM_COLUMNS = (
     "against the tuned model",
     "enough",
     "s a question",
+    "first token",
 )
 MAX_MARKED = 4_000
 """Longer answers are shown without marks: comparing words takes the square of their number."""
@@ -41,6 +42,7 @@ def list_arms(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             _points(arm["against_tuned"]),
             "yes" if arm["enough"] else "no",
             f"{arm['seconds_per_answer']:.2f}",
+            _wait(arm["cost"].get("first_token_ms")),
         )
         for arm in arms
     ]
@@ -101,14 +103,13 @@ def list_texts(answers: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]
         if side not in answers:
             continue
         found = answers[side]
-        wait = found.get("first_token_ms")
         rows.append(
             (
                 side,
                 f"{found['mean_words']:.1f}",
                 f"{found['distinct_2']:.0%}",
                 str(found["empty"]),
-                "not measured" if wait is None else f"{wait:.0f} ms",
+                _wait(found.get("first_token_ms")),
             )
         )
     return rows
@@ -214,6 +215,10 @@ def _marked(words: list[str], tag: str, kind: str) -> Iterator[str]:
     if not text:
         return
     yield text if kind == "equal" else f"<{tag}>{text}</{tag}>"
+
+
+def _wait(milliseconds: float | None) -> str:
+    return "not measured" if milliseconds is None else f"{milliseconds:.0f} ms"
 
 
 def _points(measure: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from timechat.records import Measure, Score
 from timechat.retrieve.index import Bm25
 from timechat.stages.library import By, Library
 from timechat.stages.remember import Memory
+from timechat.stages.snapshot import wait_for_token
 from timechat.stages.watch import Watcher
 
 RETRIEVAL: dict[str, By] = {
@@ -120,13 +121,16 @@ def answer_arm(
     ask: Ask,
     max_new_tokens: int,
     watcher: Watcher,
-) -> tuple[list[str], float]:
-    """One arm's answers to the task's questions, and the seconds that one took."""
+) -> tuple[list[str], float, dict[str, Any]]:
+    """One arm's answers to the task's questions, the seconds that one took, and the wait for its
+    first token: what an arm puts before each question has to be read first."""
     room = window_of(loaded.model) - max_new_tokens
     prompts = [_fitted(loaded, ask(question), room, name) for question in task.questions]
     tick = watcher.track(f"{name}: answering {len(prompts)} questions", len(prompts))
     ids, seconds = memory.answer(prompts, max_new_tokens, tick)
-    return [loaded.renderer.parse(row) for row in ids], seconds / max(1, len(prompts))
+    answers = [loaded.renderer.parse(row) for row in ids]
+    wait = {"first_token_ms": round(wait_for_token(loaded, prompts), 1)}
+    return answers, seconds / max(1, len(prompts)), wait
 
 
 def _fitted(loaded: Loaded, messages: list[Message], room: int, name: str) -> list[int]:

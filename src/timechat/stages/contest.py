@@ -117,8 +117,8 @@ class Contest:
             assert side.loaded is not None
             assert side.memory is not None
             about = (self.task, ask, self.known.max_new_tokens, self.asker.watcher)
-            answers, seconds = answer_arm(name, side.loaded, side.memory, *about)
-            yield weigh_arm(name, self.task, answers, base, tuned, seconds)
+            answers, seconds, wait = answer_arm(name, side.loaded, side.memory, *about)
+            yield weigh_arm(name, self.task, answers, base, tuned, seconds, wait)
 
     def _ways(self) -> dict[str, Ask]:
         """How each arm puts its questions."""

@@ -6,6 +6,7 @@ How one question is put to an endpoint, retried and recorded is `endpoint`'s.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -95,6 +96,9 @@ def tell_cost(
         "faults": faults,
         "unanswered": sum(faults.values()),
     }
+    waits = [r.first_token_s for r in answered if r.first_token_s is not None]
+    if waits:
+        cost["first_token_ms"] = round(1000 * statistics.median(waits), 1)
     if price := prices.get(endpoint.model):
         cost["price"] = {**asdict(price), "per_tokens": PER_TOKENS}
         cost["money"] = round(price.of(answered), 6)

@@ -79,7 +79,8 @@ class Asker:
             fault = next(iter(cost["faults"]))
             raise DataError(f"{address} answered none of {len(replies)} questions: {fault}")
         answers = [reply.text for reply in replies]
-        shot = Snapshot(answers, self.task.score(answers), [], [], [], [])
+        wait = cost.get("first_token_ms")
+        shot = Snapshot(answers, self.task.score(answers), [], [], [], [], wait)
         cost["seconds_per_answer"] = sum(r.seconds for r in replies) / max(1, len(replies))
         missing = _missing(self.task, replies)
         return Side(shot, None, None, missing, cost, tell_findings(address, cost))

@@ -70,7 +70,7 @@ def take(
     rows = task.examples
     references = memory.rate(rows, tick) if memory else likelihoods(loaded.model, rows, tick)
     found = memory.ask(general, tick) if memory else ask_general(loaded, general, tick)
-    return Snapshot(answers, scores, references, *found, wait_for_token(loaded, task))
+    return Snapshot(answers, scores, references, *found, wait_for_token(loaded, task.prompts))
 
 
 def answers_only(
@@ -83,13 +83,13 @@ def answers_only(
 ) -> Snapshot:
     """The answers alone: all that can be compared with an endpoint."""
     found = _answer(loaded, task, max_new_tokens, watcher, name, memory)
-    return Snapshot(*found, [], [], [], [], wait_for_token(loaded, task))
+    return Snapshot(*found, [], [], [], [], wait_for_token(loaded, task.prompts))
 
 
-def wait_for_token(loaded: Loaded, task: Task) -> float:
+def wait_for_token(loaded: Loaded, prompts: Sequence[Sequence[int]]) -> float:
     """Milliseconds from a question to its answer's first token: the median over a few questions
-    spread over the task, after one that warms the machine up; fewer where they take long."""
-    spread = task.prompts[:: max(1, len(task.prompts) // TIMED)][:TIMED]
+    spread over all, after one that warms the machine up; fewer where they take long."""
+    spread = prompts[:: max(1, len(prompts) // TIMED)][:TIMED]
     engine, one = TorchEngine(loaded.model), Sampling(max_new_tokens=1)
     waits: list[float] = []
     begun = time.perf_counter()
