@@ -27,7 +27,7 @@ from timechat.engine.protocol import (
     Request,
     Sampling,
 )
-from timechat.engine.text import TextStream
+from timechat.engine.text import TextStream, bytes_of
 from timechat.errors import UserError
 
 # Room that a conversation must leave for an answer when no length was asked for.
@@ -324,7 +324,7 @@ class LocalResponder:
 
     def _spell(self, token: int) -> tuple[str, bytes]:
         text = self.tokenizer.decode([token], skip_special_tokens=False)
-        return text, text.encode("utf-8", "replace")
+        return text, bytes_of(self.tokenizer, token)
 
 
 def size_of(message: Mapping[str, Any]) -> int:

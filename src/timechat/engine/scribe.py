@@ -134,5 +134,8 @@ def text_of(content: object, place: int) -> str:
                 f"messages[{place}].content",
                 f"parts of the type {part.get('type')!r} are not understood: only text",
             )
-        texts.append(str(part.get("text", "")))
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise MessageError(f"messages[{place}].content", "a part of the type 'text' has none")
+        texts.append(text)
     return "".join(texts)

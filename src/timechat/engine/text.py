@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cache
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -55,6 +57,34 @@ class TextStream:
         keep = max((overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
+    """The bytes that a token stands for, a part of a character too."""
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    if REPLACEMENT not in text:
+        return text.encode("utf-8", "replace")
+    piece = tokenizer.id_to_token(token) or ""
+    if found := _FALLBACK.fullmatch(piece):
+        return bytes([int(found[1], 16)])
+    spelled = _byte_letters()
+    if piece and all(letter in spelled for letter in piece):
+        return bytes(spelled[letter] for letter in piece)
+    return text.encode()
+
+
+# How SentencePiece writes a byte that is no whole character.
+_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level vocabularies write for each byte, as GPT-2's did: printable ones
+    as they are, the others from 256 on, in their order."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {chr(byte): byte for byte in plain}
+    return letters | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def overlap(text: str, stop: str) -> int:

@@ -33,7 +33,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         404: "No such model or path.",
         408: "The body came too slowly.",
         413: "The body is too large.",
-        415: "The body is compressed.",
+        415: "The body is compressed, or not JSON.",
         429: "All places are taken; `Retry-After` says when to come again.",
         500: "A fault of the server.",
         503: "The engine is starting again, or the server is shutting down.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -32,6 +33,9 @@ TYPES = {
     500: "server_error",
     503: "overloaded",
 }
+
+
+_TYPE = re.compile(r"(?:constrained-)?(?:str|int|list|dict)(?:\[.*\])?")
 
 
 class ApiError(Exception):
@@ -113,8 +117,12 @@ def handle_errors(app: FastAPI) -> None:
     async def refuse(_: Request, error: Exception) -> Response:
         return from_engine(error).response
 
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        given = request.headers.get("content-type", "")
+        if error.errors()[0]["loc"] == ("body",) and "json" not in given.lower():
+            said = f"send the body as application/json, not as {given[:80] or 'nothing'!r}"
+            return ApiError(415, said, code="unsupported_media_type").response
         return from_validation(error).response
 
     async def plain(_: Request, error: Exception) -> Response:
@@ -136,6 +144,8 @@ def from_validation(error: RequestValidationError) -> ApiError:
     """The first thing wrong with a body, named the way OpenAI names parameters."""
     first = error.errors()[0]
     place = [part for part in first["loc"] if part not in ("body", "query", "path")]
+    # Where a field may be of several types, the one that was tried is no part of its name.
+    place = [part for part in place if not (isinstance(part, str) and _TYPE.fullmatch(part))]
     param = ""
     for part in place:
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)

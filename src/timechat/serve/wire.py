@@ -131,8 +131,16 @@ class Asked(Body):
             frequency_penalty=self.frequency_penalty or 0.0,
         )
 
+    @property
+    def words(self) -> tuple[str, object]:
+        """The field whose text the model reads, and what it holds."""
+        raise NotImplementedError
+
     def check(self) -> None:
         """Raises ApiError 400 for what would change the answer and cannot be done."""
+        param, said = self.words
+        if not _is_text(said):
+            raise ApiError(400, "half of a surrogate pair is no text", param=param)
         extra = self.model_extra or {}
         for name in UNBUILT:
             if extra.get(name) is not None:
@@ -159,6 +167,13 @@ class ChatRequest(Asked):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     truncation: Literal["auto", "disabled"] | None = None
+
+    @property
+    def words(self) -> tuple[str, object]:
+        return "messages", [
+            [message.content for message in self.messages],
+            [tool.model_dump() for tool in self.tools or ()],
+        ]
 
     @property
     def longest(self) -> int | None:
@@ -204,6 +219,10 @@ class CompletionRequest(Asked):
     suffix: str | None = None
 
     @property
+    def words(self) -> tuple[str, object]:
+        return "prompt", [one for one in self.prompts if isinstance(one, str)]
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
@@ -222,6 +241,21 @@ class CompletionRequest(Asked):
             raise ApiError(400, "give 1 to 16 prompts, none of them empty", param="prompt")
 
 
+def _is_text(value: object) -> bool:
+    """Whether all strings in a value can be written as UTF-8."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            if not one.isascii() and any("\ud800" <= letter <= "\udfff" for letter in one):
+                return False
+        elif isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+    return True
+
+
 def _as_word(name: str) -> str:
     """A field's name, safe in a header whatever it holds."""
     return name[:64] if name.isascii() and name.isidentifier() else ascii(name[:64])
@@ -229,8 +263,10 @@ def _as_word(name: str) -> str:
 
 def schema_of(wanted: Mapping[str, Any] | None, limits: Limits) -> str | None:
     """The JSON schema that `response_format` asks for, as text; None for free text."""
-    kind = (wanted or {}).get("type", "text")
-    if wanted is None or kind == "text":
+    if wanted is None:
+        return None
+    kind = wanted.get("type")
+    if kind == "text":
         return None
     if kind == "json_object":
         return '{"type":"object"}'
