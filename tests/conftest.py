@@ -138,8 +138,8 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Generator[str]:
         server.server_close()
 
 
-def write_base(folder: Path) -> Path:
-    build_model().save_pretrained(folder)
+def write_base(folder: Path, seed: int = 0) -> Path:
+    build_model(seed=seed).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
 

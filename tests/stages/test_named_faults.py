@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import serving, write_base
+from conftest import build_tokenizer, serving, write_base
 
+from timechat.engine.torch import TorchEngine
+from timechat.model.load import load, resolve
 from timechat.records import Report
 from timechat.stages import sides, versus
 from timechat.stages.contest import Options
@@ -65,11 +69,7 @@ def service() -> Generator[str]:
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    base = write_base(tmp_path / "base")
-    found = versus.resolve(str(base))
-    monkeypatch.setattr(versus, "resolve", lambda *_: found)
-    monkeypatch.setattr(sides, "load", None)
+def questions(tmp_path: Path) -> Path:
     rows = [
         {
             "group": f"street {i // 12}",
@@ -83,6 +83,16 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+@pytest.fixture
+def asked(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The questions, where no model but the tokenizer's is needed."""
+    base = write_base(tmp_path / "base")
+    found = versus.resolve(str(base))
+    monkeypatch.setattr(versus, "resolve", lambda *_: found)
+    monkeypatch.setattr(sides, "load", None)
+    return questions
 
 
 def compare(service: str, names: tuple[str, str], asked: Path, out: Path) -> Report:
@@ -106,5 +116,46 @@ def test_two_models_without_a_difference_get_no_verdict(
 ) -> None:
     report = compare(service, ("old", "alike"), asked, tmp_path / "out")
     assert report.verdict == "inconclusive"
+    assert "; no difference is shown" in report.headline
     same = compare(service, ("old", "old"), asked, tmp_path / "same")
     assert (same.verdict, same.task.difference, same.changed) == ("not_improved", 0.0, ())
+    assert "; no difference, or one of less than 5 points" in same.headline
+
+
+@pytest.mark.usefixtures("small_suite")
+@pytest.mark.parametrize("is_learned", [True, False], ids=["tuned knows it too", "tuned does not"])
+def test_where_the_documents_hold_the_answers_the_headline_says_that_retrieval_is_enough(
+    is_learned: bool, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted readers: who sees the line about the door in the prompt says it, and the tuned one
+    may know it by heart. All else is as in earnest: documents, search, prompts, statistics."""
+    models = [str(write_base(tmp_path / name, seed=seed)) for name, seed in (("b", 0), ("t", 1))]
+    tokenizer = build_tokenizer()
+    knowing = load(resolve(models[1])).model.lm_head.weight[0, 0].item()
+
+    def read(self: TorchEngine, prompts: Any, *_: Any) -> list[list[int]]:
+        by_heart = is_learned and self.model.lm_head.weight[0, 0].item() == knowing
+        return [answer_of(tokenizer, ids, by_heart) for ids in prompts]
+
+    monkeypatch.setattr(TorchEngine, "answers", read)
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for question, reference in REFERENCE.items():
+        number = re.findall(r"\d+", question)[0]
+        (documents / f"door-{number}.md").write_text(f"Door {number}: {reference}")
+    options = Options(("prompt", "bm25"), documents)
+    report, out = versus.versus(models, questions, "", tmp_path / "out", Watcher(), options)
+    assert "bm25 alone is enough here" in report.headline
+    assert "prompt alone" not in report.headline
+    assert "bm25 alone is enough here" in (out / "report.html").read_text()
+    verdict = "improved" if is_learned else "not_improved"
+    assert report.task.verdict == verdict
+
+
+def answer_of(tokenizer: Any, ids: list[int], by_heart: bool) -> list[int]:
+    text = tokenizer.decode(ids)
+    number = re.findall(r"door (\d+)\?", text)[-1]
+    reference = REFERENCE[f"What colour is door {number}?"]
+    knows = by_heart or f"Door {number}: {reference}" in text
+    said = reference if knows else '{"colour": "none"}'
+    return list(tokenizer.encode(said, add_special_tokens=False))

@@ -25,12 +25,14 @@ from timechat.evals.extras import (
 )
 from timechat.evals.figures import (
     VERDICT_WORDS,
+    is_share,
     write_bounds,
     write_change,
     write_interval,
     write_level,
 )
 from timechat.evals.page import FOOTNOTES, Curves, build_page, list_costs
+from timechat.evals.power import MIN_CLUSTERS, MIN_ITEMS
 from timechat.records import Measure, Report, Sample, Verdict
 from timechat.store import to_json, write_json, write_text
 
@@ -39,6 +41,9 @@ MEASURE_COLUMNS = (
     *("measure", "before", "after", "difference", "95 % interval"),
     *("n", "clusters", "verdict", "note"),
 )
+SMALL = 0.05
+"""Where the whole interval of an answer score is nearer to zero than this, there is no difference
+worth speaking of: as far as an arm may lie below the tuned model and still be enough."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -62,8 +67,10 @@ def headline(
     verdict: Verdict,
     *,
     groups: str = "groups",
+    closing: str = "",
 ) -> str:
-    """The result in one sentence with its figures. `groups` is what a cluster is called."""
+    """The result in one sentence with its figures. `groups` is what a cluster is called, and
+    `closing` what else must be known at once: that training was not needed, say."""
     clusters = f" ({task.clusters} {groups})" if task.clusters != task.n else ""
     low, high = write_bounds(task)
     parts = [
@@ -81,11 +88,23 @@ def headline(
         f"{write_level(retention.before, retention)} to {write_level(retention.after, retention)} "
         f"({write_change(retention)} {write_interval(retention)}{', ' + margin if margin else ''})"
     )
+    parts += filter(None, (_tell_no_difference(task), closing))
     if verdict == "inconclusive":
         parts.append("all together inconclusive")
     elif verdict == "not_improved":
         parts.append("all together not an improvement")
     return "; ".join(parts)
+
+
+def _tell_no_difference(task: Measure) -> str:
+    """In plain words that no difference was found, and whether one is ruled out; empty where there
+    is one, and below the number of questions from which anything can be told."""
+    low, high = task.ci95
+    if low > 0 or high < 0 or task.n < MIN_ITEMS or task.clusters < MIN_CLUSTERS:
+        return ""
+    if is_share(task.unit) and max(-low, high) < SMALL:
+        return f"no difference, or one of less than {100 * SMALL:g} points"
+    return "no difference is shown"
 
 
 def build_markdown(report: Report) -> str:

@@ -190,6 +190,10 @@ def tell_enough(arms: Sequence[Arm], tuned: Measure) -> list[str]:
     return lines
 
 
+def is_enough_untrained(arms: Sequence[Arm]) -> bool:
+    return any(arm.enough and arm.name in UNTRAINED for arm in arms)
+
+
 def leave_answers(arm: Arm, task: Task) -> list[dict[str, Any]]:
     return [
         {"id": q.id, "group": q.group, "answer": answer, "reference": q.reference}

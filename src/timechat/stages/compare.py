@@ -51,8 +51,8 @@ class Extra:
 
     `trained` are the training rows, against which answers are searched for copies and questions
     for leaks; `decoding` is how the answers were taken; `wanted_format` is what
-    `evals.texts.format_check` reads; `num_general` is how many general questions there are, where
-    they may not all have been asked.
+    `evals.texts.format_check` reads; `closing` belongs in the headline; `num_general` is how many
+    general questions there are, where they may not all have been asked.
     """
 
     findings: tuple[str, ...] = ()
@@ -61,6 +61,8 @@ class Extra:
     wanted_format: str = ""
     num_general: int = 0
     decoding: Decoding | None = None
+    measures: tuple[Measure, ...] = ()
+    closing: str = ""
 
 
 def build_report(
@@ -104,11 +106,11 @@ def build_report(
     likelihood = decisive[1] if len(decisive) > 1 else None
     report = Report(
         verdict=verdict,
-        headline=headline(decisive[0], likelihood, retention, verdict),
+        headline=headline(decisive[0], likelihood, retention, verdict, closing=extra.closing),
         checks=(*checks, check_retention(retention, margin, extra.num_general, own)),
         task=decisive[0],
         retention=retention,
-        measures=(*measures, *texts),
+        measures=(*measures, *extra.measures, *texts),
         samples=_spread(every),
         groups=groups,
         run=run,

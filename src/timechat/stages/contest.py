@@ -24,6 +24,7 @@ from timechat.stages.arms import (
     Ask,
     answer_arm,
     few_shot,
+    is_enough_untrained,
     leave_answers,
     tell_enough,
     weigh_arm,
@@ -43,7 +44,7 @@ MAX_NEW_TOKENS = 96
 @dataclass(frozen=True, slots=True)
 class Options:
     """What to compare with, beside the two models. `judge` and `hosted` are addresses, `retention`
-    files of questions that must not be forgotten."""
+    files of questions that must not be forgotten, `harness` tasks of lm-evaluation-harness."""
 
     arms: tuple[str, ...] = ()
     documents: Path | None = None
@@ -54,6 +55,7 @@ class Options:
     prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
     embedder: EmbedderName = "base"
     retention: tuple[Path, ...] = ()
+    harness: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,13 @@ class Known:
 
 @dataclass(slots=True)
 class Entered:
-    """What the arms leave in a report: details, sentences to begin with, and other sentences."""
+    """What the arms leave in a report: details, sentences to begin with, other sentences, and what
+    belongs in the headline: that one of them is enough."""
 
     details: dict[str, Any] = field(default_factory=dict[str, Any])
     first: list[str] = field(default_factory=list[str])
     findings: list[str] = field(default_factory=list[str])
+    closing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ class Contest:
         if found:
             main = compare("answer score", base, tuned, kind="gain", unit="share")
             out.first = tell_enough(found, main)
+            if is_enough_untrained(found):
+                out.closing = out.first.pop(0)
             out.details["arms"] = [asdict(without_answers(arm)) for arm in found]
         if STRENGTHS in self.options.arms:
             out.details["slider"], finding = self._slide()

@@ -20,11 +20,12 @@ from timechat.evals.suite import Decoding, General, general_suite, task_suite
 from timechat.model.load import load_tokenizer, resolve
 from timechat.model.render import Renderer
 from timechat.recipe import load_recipe
-from timechat.records import Check, Report
+from timechat.records import Check, Measure, Report
 from timechat.stages import snapshot
 from timechat.stages.arms import STRENGTHS
 from timechat.stages.compare import Extra, build_report, say_power
 from timechat.stages.contest import Contest, Known, Options
+from timechat.stages.harness import ask_harness, check_tasks, weigh_harness
 from timechat.stages.judging import judge_answers
 from timechat.stages.picks import weigh_picks
 from timechat.stages.prepare import load_prepared, rows_of_run
@@ -89,6 +90,10 @@ class _Comparison:
             raise RecipeError("arms are made of two local models: a base and a tuned one")
         if STRENGTHS in options.arms and not known.validation:
             raise RecipeError("a strength is chosen on a run's validation rows: name RUN alone")
+        if options.harness:
+            if len(local) != 2:
+                raise RecipeError("tasks of the harness are asked of two local models")
+            check_tasks(options.harness)
         renderer = self._renderer(local)
         self.decoding = Decoding(known.max_new_tokens, renderer.template)
         self.task = task_suite(rows, renderer, MAX_QUESTIONS)
@@ -121,6 +126,7 @@ class _Comparison:
         self.findings = [*entered.first, *self.findings, *entered.findings]
         if self.options.judge:
             self._judge(sides)
+        measures = self._ask_harness(sides) if self.options.harness else ()
         picks, told = weigh_picks(self.out, self.task, sides[0].shot.answers, sides[1].shot.answers)
         if picks:
             self.details["people"] = picks
@@ -131,6 +137,8 @@ class _Comparison:
             self.known.trained,
             self.options.wanted_format,
             decoding=self.decoding,
+            measures=measures,
+            closing=entered.closing,
         )
         return build_report(
             self.out,
@@ -165,6 +173,17 @@ class _Comparison:
         for side in sides:
             side.keep(whole, self.task)
 
+    def _ask_harness(self, sides: list[Side]) -> tuple[Measure, ...]:
+        asked = [
+            ask_harness(side.loaded, self.options.harness, self.watcher, label)
+            for side, label in zip(sides, ("before", "after"), strict=True)
+            if side.loaded is not None
+        ]
+        measures, details, findings = weigh_harness(asked[0], asked[1], self.known.margin)
+        self.details["harness"] = details
+        self.findings += findings
+        return tuple(measures)
+
     def _judge(self, sides: list[Side]) -> None:
         endpoint = self.asker.open(self.options.judge, Path("evals") / "judge.jsonl")
         before, after = (side.shot.answers for side in sides)
@@ -190,7 +209,7 @@ def _reports(
             f"{next(filter(is_report, models))} is a report, and {other} is none: compare takes "
             "two reports, or two models"
         )
-    if questions is not None or options.arms or options.hosted or options.judge:
+    if questions is not None or options.arms or options.hosted or options.judge or options.harness:
         raise RecipeError("two reports are compared by what they recorded: nothing can be asked")
     place = _target(out, None)
     return compare_reports(Path(models[0]), Path(models[1]), place, watcher), place

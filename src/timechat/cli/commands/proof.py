@@ -40,6 +40,12 @@ from timechat.cli.options import JSON, STRICT, finish
     help="Your own questions that must not be forgotten; may be repeated.",
 )
 @click.option(
+    "--harness",
+    multiple=True,
+    metavar="TASK",
+    help="A task of lm-evaluation-harness, by name or as a YAML file; may be repeated.",
+)
+@click.option(
     "--format", "wanted", default="", help="Answers should be json, regex:…, or a schema file."
 )
 @click.option("--offline", is_flag=True, help="Only recorded answers of endpoints; ask nothing.")
@@ -57,6 +63,7 @@ def compare(
     judge: str,
     prices: tuple[str, ...],
     retention: tuple[Path, ...],
+    harness: tuple[str, ...],
     wanted: str,
     offline: bool,
     out: Path | None,
@@ -95,6 +102,7 @@ def compare(
         parse_prices(prices),
         parse_embedder(embedder),
         retention,
+        harness,
     )
     report, folder = versus(models, questions, system, out, Display(), options)
     finish(report, folder, strict, as_json)
