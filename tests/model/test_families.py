@@ -16,7 +16,7 @@ from timechat.data.pack import Example, pack
 from timechat.errors import ModelError
 from timechat.model.adapt import adapters, attach
 from timechat.model.head import head_of, hidden_states, nats
-from timechat.model.paths import Path, path_of
+from timechat.model.paths import Path, path_of, row_limit
 
 SIZES: dict[str, Any] = {
     "vocab_size": 101,
@@ -67,6 +67,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Path]] = {
     "mistral": ("mistral", {**LLAMA, "sliding_window": None}, Path.PACKED),
     "mistral-sliding": ("mistral", {**LLAMA, "sliding_window": 4}, Path.PACKED),
     "mixtral": ("mixtral", {**LLAMA, "num_local_experts": 4}, Path.PACKED),
+    "phimoe": ("phimoe", {**LLAMA, "num_local_experts": 4}, Path.PACKED),
     "qwen2": ("qwen2", LLAMA, Path.PACKED),
     "qwen2-sliding": (
         "qwen2",
@@ -238,3 +239,55 @@ def test_a_token_without_an_embedding_is_refused_with_its_number() -> None:
     batch = pack([Example((1, 101, 3), (0.0, 0.0, 1.0), "x")])
     with pytest.raises(ModelError, match="token 101 has no embedding: the model knows 101"):
         hidden_states(model, batch.ids, batch.layout, batch.target_index)
+
+
+SCALED = {
+    "dynamic": ("llama", LLAMA, {"factor": 2.0}),
+    "longrope": ("phi3", LLAMA, {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}),
+}
+
+
+def scaled(kind: str) -> PreTrainedModel:
+    """A model whose positions turn otherwise beyond 32 tokens."""
+    name, own, rope = SCALED[kind]
+    rope = {
+        "rope_type": kind,
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        **rope,
+    }
+    window = 32 if kind == "dynamic" else 128
+    own = {**own, "max_position_embeddings": window, "rope_parameters": rope}
+    if kind == "longrope":
+        own["original_max_position_embeddings"] = 32
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **{**SIZES, **own})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_a_row_that_would_change_its_company_is_refused_with_the_limit(kind: str) -> None:
+    """Read together all rows would turn as the longest does; alone each turns by its own length."""
+    model = scaled(kind)
+    short, long = (Example(tuple(range(3, 3 + n)), (1.0,) * n, str(n)) for n in (12, 40))
+    assert row_limit(model.config) == 32
+    both = pack([short, long])
+    with pytest.raises(ModelError, match="at most that"):
+        hidden_states(model, both.ids, both.layout, both.target_index)
+    alone = pack([long])
+    found = hidden_states(model, alone.ids, alone.layout, alone.target_index)
+    expected = model.model(input_ids=alone.ids).last_hidden_state[0, :-1]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_other_models_take_rows_of_any_length_together() -> None:
+    config = AutoConfig.for_model("llama", **{**SIZES, **LLAMA})
+    assert row_limit(config) is None
+
+
+def test_a_family_whose_layers_are_not_where_it_says_is_refused_by_name() -> None:
+    own = {**SMALL_HEADS, "intermediate_size_mlp": 48, "num_local_experts": 2}
+    config = AutoConfig.for_model("llama4_text", **{**SIZES, **own})
+    with pytest.raises(ModelError, match="Llama4ForCausalLM has no part called 'language_model'"):
+        path_of(AutoModelForCausalLM.from_config(config))

@@ -14,7 +14,7 @@ from timechat.model.peft import load_adapter, save_adapter
 # One of each make of attention and of layer names.
 SOME = (
     "llama-2", "falcon-40b", "falcon-rw", "stablelm", "pythia", "gemma2", "phi3", "opt", "bloom",
-    "gpt-2",
+    "gpt-2", "phimoe",
 )  # fmt: skip
 IDS = torch.tensor([[5, 9, 2, 7, 7, 3, 1, 8, 4]])
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from timechat.errors import ModelError
 from timechat.model.choose import choose_layers, layer_list, matches, number_of
-from timechat.model.quantise import QuantLinear, features, upright
+from timechat.model.quantise import QuantLinear, features, is_product, upright
 from timechat.recipe import LayerChoice
 
 # What an adapter can sit beside; GPT-2's Conv1D is a linear layer that holds its weight turned.
@@ -140,7 +140,7 @@ def target_layers(
     linear = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, Base) and layer is not head
+        if isinstance(layer, QuantLinear) or (is_product(layer) and layer is not head)
     }
     if not linear:
         kinds = sorted({type(m).__name__ for m in model.modules() if _is_matrix(m)})

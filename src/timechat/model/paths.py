@@ -51,13 +51,24 @@ def read(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
 
     Raises ModelError for a token that the model has no embedding of.
     """
-    size = _num_embeddings(model)
-    if int(ids.max()) >= size:
+    refuse_unknown(model, int(ids.max()))
+    limit, longest = row_limit(model.config.get_text_config()), int(layout.positions.max()) + 1
+    if limit is not None and longest > limit and len(layout.positions) > longest:
         raise ModelError(
-            f"token {int(ids.max())} has no embedding: the model knows {size} tokens, so this "
-            "tokenizer is another model's or was given more"
+            f"a row of {longest} tokens in company: beyond {limit} this model's positions turn "
+            "otherwise for every row that is read along; set train.max_length to at most that"
         )
     return _READERS[path_of(model)](model, ids.to(model.device), layout)
+
+
+def refuse_unknown(model: PreTrainedModel, token: int) -> None:
+    """Raise ModelError for a token that the model has no embedding of."""
+    size = _num_embeddings(model)
+    if token >= size:
+        raise ModelError(
+            f"token {token} has no embedding: the model knows {size} tokens, so this tokenizer is "
+            "another model's or was given more"
+        )
 
 
 def path_of(model: PreTrainedModel) -> Path:
@@ -65,6 +76,23 @@ def path_of(model: PreTrainedModel) -> Path:
     if model not in _found:
         _found[model] = _choose(model)
     return _found[model]
+
+
+def row_limit(config: Any) -> int | None:
+    """The longest row that leaves others as they are; None where any does.
+
+    Positions that are scaled dynamically, or by one of two sets of factors (Phi-3's long contexts),
+    turn by the longest row of a pass, so beyond its original window a row changes its company.
+    """
+    rope = cast("dict[str, Any]", getattr(config, "rope_parameters", None) or {})
+    kinds = [rope] if "rope_type" in rope else [r for r in rope.values() if isinstance(r, dict)]
+    limits: list[int] = []
+    for kind in cast("list[dict[str, Any]]", kinds):
+        if "dynamic" in str(kind.get("rope_type")):
+            limits.append(int(config.max_position_embeddings))
+        elif kind.get("rope_type") == "longrope":
+            limits.append(int(kind["original_max_position_embeddings"]))
+    return min(limits, default=None)
 
 
 def refuse_recurrent(config: Any) -> None:
@@ -187,7 +215,12 @@ def _trunk(
     positions: Tensor | None = None,
 ) -> Tensor:
     """Final hidden states (N, L, D). Raises ModelError when positions are not taken."""
-    trunk = cast(nn.Module, getattr(model, model.base_model_prefix))
+    trunk = getattr(model, model.base_model_prefix, None)
+    if not isinstance(trunk, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} has no part called {model.base_model_prefix!r}, where its "
+            "layers should be: this family cannot be trained here"
+        )
     options: dict[str, Any] = {"use_cache": False}
     if mask is not None:
         options["attention_mask"] = mask

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from functools import cache
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,10 +84,28 @@ class _Product(torch.autograd.Function):
 def quantise(model: nn.Module, bits: int, but: nn.Module | None = None) -> None:
     """Put every linear layer of `model` except `but` (the head) in `bits`, one after the other."""
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not but:
+        if is_product(layer) and layer is not but:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, QuantLinear(layer, bits))
             forget(layer.weight)
+
+
+# One layer of each other kind is tried: a large base is not read for it.
+_products: dict[type[nn.Module], bool] = {nn.Linear: True, Conv1D: True}
+
+
+def is_product(layer: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    """Whether `layer` is a linear layer and no more: some families' routers inherit from one, and
+    give several results."""
+    if not isinstance(layer, nn.Linear | Conv1D):
+        return False
+    kind = type(layer)
+    if kind not in _products:
+        num_in, num_out = features(layer)
+        with torch.no_grad():
+            found = layer(layer.weight.new_zeros(1, num_in))
+        _products[kind] = isinstance(found, Tensor) and found.shape == (1, num_out)
+    return _products[kind]
 
 
 def features(layer: nn.Linear | Conv1D | QuantLinear) -> tuple[int, int]:

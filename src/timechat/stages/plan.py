@@ -15,7 +15,7 @@ from timechat.model import machine
 from timechat.model.choose import find_activation
 from timechat.model.load import Loaded
 from timechat.model.method import count_learning
-from timechat.model.paths import path_of
+from timechat.model.paths import path_of, row_limit
 from timechat.planning import Machine, Rows, Shape, make_plan
 from timechat.recipe import Recipe
 from timechat.records import Plan
@@ -70,6 +70,7 @@ def measure_shape(model: PreTrainedModel, recipe: Recipe) -> Shape:
     head = 0 if config.tie_word_embeddings else embedding
     trunk = parameters - embedding - head
     intermediate = int(getattr(config, "intermediate_size", 0) or 4 * hidden)
+    window = int(getattr(config, "max_position_embeddings", 0) or 2048)
     path = None if model.device.type == "meta" else path_of(model)
     return Shape(
         parameters=parameters,
@@ -80,7 +81,7 @@ def measure_shape(model: PreTrainedModel, recipe: Recipe) -> Shape:
         hidden=hidden,
         intermediate=intermediate,
         vocabulary=int(config.vocab_size),
-        window=int(getattr(config, "max_position_embeddings", 0) or 2048),
+        window=min(window, row_limit(config) or window),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         activation=find_activation(model) or "",
         reading=None if path is None else (path.name.lower(), path.value),

@@ -16,6 +16,7 @@ from timechat.errors import DataError, PlanError, RunError
 from timechat.evals.own import own_choices
 from timechat.evals.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, load, resolve
+from timechat.model.paths import refuse_unknown
 from timechat.model.ranks import ALONE, Ranks
 from timechat.recipe import Recipe
 from timechat.records import Derived, Plan, Touched
@@ -70,6 +71,7 @@ def enter(
     loaded = load(resolve(find_base(recipe, out), watcher.say))
     record = settle(recipe, out, environment(loaded), prepared.card.digest, allow, watcher)
     examples = [encode(row, loaded.renderer) for row in prepared.train]
+    refuse_unknown(loaded.model, max(max(e.ids, default=0) for e in examples))
     plan = _kept_plan(out) or plan_run(
         recipe, loaded, prepared.train, examples, (prepared.validation, prepared.test), out
     )
