@@ -22,6 +22,10 @@ LOWER = 0.5
 WINDOW = 32
 DEVIATIONS = 6.0
 ABOVE = 1.3
+# The learning rate has exploded when the loss of so many steps in a row lies so far above that of
+# the first step, which was the base's own: no learning does that.
+EXPLODED = 8
+TIMES, NATS = 1.5, 1.0
 
 
 @dataclass(slots=True)
@@ -31,6 +35,9 @@ class Health:
     skipped: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     rollbacks: int = 0
     losses: list[float] = field(default_factory=list[float])
+    # The first step's loss, and how many steps in a row have been far above it.
+    first: float | None = None
+    far: int = 0
 
     def skip(self, step: int, loss: float, norm: float, rows: list[str]) -> None:
         """Count a step that was not finite."""
@@ -41,12 +48,18 @@ class Health:
         return len(self.skipped) <= MAX_SKIPPED
 
     @property
+    def has_exploded(self) -> bool:
+        return self.far >= EXPLODED
+
+    @property
     def may_roll_back(self) -> bool:
         return self.rollbacks < MAX_ROLLBACKS
 
     def watch(self, step: int, loss: float) -> str:
         """A sentence when `loss` is a spike, else nothing."""
         said = ""
+        self.first = loss if self.first is None else self.first
+        self.far = self.far + 1 if loss > TIMES * self.first + NATS else 0
         if len(self.losses) == WINDOW:
             usual = statistics.median(self.losses)
             spread = 1.4826 * statistics.median(abs(one - usual) for one in self.losses)

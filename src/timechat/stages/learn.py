@@ -20,7 +20,7 @@ from timechat.model.machine import peak_memory
 from timechat.records import StepRecord
 from timechat.stages.batches import plan_steps
 from timechat.stages.card import model_card
-from timechat.stages.health import LOWER, Health
+from timechat.stages.health import EXPLODED, LOWER, Health
 from timechat.stages.keep import check_space, checkpoint_bytes, newest_planned, point, retain
 from timechat.stages.room import Room
 from timechat.stages.select import Candidate, choose_checkpoint
@@ -116,6 +116,8 @@ class Learner:
         if spike := self.health.watch(record.step, record.loss):
             self.say(spike)
             self.room.note("spike", step=record.step, detail=spike)
+        if self.health.has_exploded:
+            self._exploded(record)
 
     def _look(self) -> None:
         """Validate and save where the plan says so, once."""
@@ -229,7 +231,7 @@ class Learner:
             return
         self._restore(folder)
         ranks.wait()
-        self.health = Health([], rollbacks, self.health.losses)
+        self.health = replace(self.health, skipped=[], rollbacks=rollbacks)
         self.trainer.rate_scale = scale
         newer = [p for p in checkpoints(self.out) if step_of(p) > self.trainer.step]
         for folder in newer if ranks.is_first else []:
@@ -258,6 +260,16 @@ class Learner:
             f"training cannot go on: steps {steps} had no finite loss and gradient, after "
             f"{self.health.rollbacks} roll-backs to a lower learning rate. Their {len(lines)} rows "
             f"are in {self.out / OFFENDING}: look at them, or lower train.learning_rate"
+        )
+
+    def _exploded(self, record: StepRecord) -> None:
+        """End the run: what the model knew is gone, and more steps only cost time."""
+        self.room.note("failed", step=record.step)
+        raise TrainingError(
+            f"the loss exploded: {self.health.first:.2f} nats a token at the first step, "
+            f"{record.loss:.2f} at step {record.step} and far above for {EXPLODED} steps. The "
+            f"learning rate of {self.plan['learning_rate']:g} is too high for this model: lower "
+            "train.learning_rate, or leave it to the plan (auto)"
         )
 
     def _cut_logs(self) -> None:
