@@ -10,9 +10,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from timechat.evals.compare import compare
+from timechat.evals.figures import write_change, write_level
 from timechat.evals.plots import choose_ticks, draw_chart, smooth, thin
 from timechat.evals.report import headline, write_report
-from timechat.records import Check, Measure, Report, Sample
+from timechat.records import Check, Measure, Report, Sample, Score
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -261,3 +263,16 @@ def test_long_curves_are_thinned_and_keep_their_mean():
     line = [(float(i), 2.0 * i) for i in range(50)]
     assert [y for _, y in smooth(line)] == pytest.approx([y for _, y in line])
     assert draw_chart([], label="nothing") == ""
+
+
+def test_what_is_better_when_lower_is_shown_as_it_was_counted() -> None:
+    old = [Score(f"q{i}", f"q{i}", float(i < 30), "refusal/1") for i in range(200)]
+    new = [Score(f"q{i}", f"q{i}", float(i < 10), "refusal/1") for i in range(200)]
+    found = compare("refusals", old, new, kind="gain", higher_is_better=False, unit="share")
+    assert (found.before, found.difference) == (-0.15, 0.1), "the record stays as it was"
+    assert (write_level(found.before, found), write_level(found.after, found)) == (
+        "15.0 %",
+        "5.0 %",
+    )
+    assert write_change(found) == "+10.0 points"
+    assert "lower is better" in found.note

@@ -31,7 +31,7 @@ from timechat.evals.chance import (
     mcnemar,
     standard_error,
 )
-from timechat.evals.figures import is_share, write_amount
+from timechat.evals.figures import TURNED, is_share, write_amount
 from timechat.evals.power import MIN_CLUSTERS, MIN_ITEMS, minimal_detectable_effect
 from timechat.records import Kept, Measure, Score, Verdict
 
@@ -96,7 +96,7 @@ def compare(
     notes += changed
     notes += _note_sizes(pairs, unit)
     if not higher_is_better:
-        notes.append("sign turned, so that higher is better")
+        notes.append(TURNED)
     return Measure(
         name=name,
         before=float(cluster_means(pairs.before, pairs.cluster).mean()),

@@ -13,6 +13,9 @@ from timechat.records import Measure
 SHARE_UNITS = frozenset({"", "share"})
 """Units of a value from 0 to 1, shown as percent with differences in percentage points."""
 
+TURNED = "lower is better: sign turned in the difference"
+"""The note of a measure that `compare` turned, so that a positive difference is better."""
+
 VERDICT_WORDS = {
     "improved": "improved",
     "not_improved": "not improved",
@@ -54,8 +57,10 @@ def choose_places(measure: Measure) -> int:
 
 
 def write_level(value: float, measure: Measure) -> str:
-    """A before or an after: "71 %", or a bare number in the measure's unit."""
+    """A before or an after: "71 %", or a bare number in the measure's unit; of a measure whose sign
+    was turned as it was counted, since nobody reads "-15 % refusals"."""
     places = choose_places(measure)
+    value = -value if TURNED in measure.note else value
     if is_share(measure.unit):
         return write_number(100 * value, places) + " %"
     return write_number(value, places)

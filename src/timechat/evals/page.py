@@ -180,8 +180,11 @@ def _build_measures(report: Report) -> str:
     return f'<table class="measures"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-_COLUMNS = ("Measure", "Before", "After", "Difference", "95 % interval", "n", "Clusters", "Verdict")
-_NUMBERS = {"Before", "After", "Difference", "n", "Clusters"}
+_COLUMNS = (
+    *("Measure", "Before", "After", "Difference", "95 % interval", "Questions", "Groups"),
+    "Verdict",
+)
+_NUMBERS = {"Before", "After", "Difference", "Questions", "Groups"}
 
 
 def _build_measure(measure: Measure, extent: float) -> str:
@@ -193,15 +196,17 @@ def _build_measure(measure: Measure, extent: float) -> str:
             measure.ci95, measure.difference, extent, _tone(measure.verdict)
         )
         + f'<span class="detail">{_figure(write_interval(measure))}</span>',
-        "n": f"{measure.n:,}",
-        "Clusters": f"{measure.clusters:,}",
+        "Questions": f"{measure.n:,}",
+        "Groups": f"{measure.clusters:,}",
         "Verdict": _chip(measure.verdict),
     }
     tds = "".join(
         f'<td data-label="{name}"{" class=number" if name in _NUMBERS else ""}>{cell}</td>'
         for name, cell in cells.items()
     )
-    unit = f'<span class="detail">{_text(measure.unit)}</span>' if measure.unit else ""
+    # Percent and points say themselves that it is a share.
+    named = "" if is_share(measure.unit) else measure.unit
+    unit = f'<span class="detail">{_text(named)}</span>' if named else ""
     note = f'<tr class="note"><td colspan="8">{_text(measure.note)}</td></tr>'
     return f'<tr><th scope="row">{_text(measure.name)}{unit}</th>{tds}</tr>' + (
         note if measure.note else ""

@@ -39,7 +39,7 @@ from timechat.store import to_json, write_json, write_text
 CURVES = ("train", "validation", "accuracy", "general", "divergence")
 MEASURE_COLUMNS = (
     *("measure", "before", "after", "difference", "95 % interval"),
-    *("n", "clusters", "verdict", "note"),
+    *("questions", "groups", "verdict", "note"),
 )
 SMALL = 0.05
 """Where the whole interval of an answer score is nearer to zero than this, there is no difference
@@ -184,7 +184,7 @@ def _all_measures(report: Report) -> list[Measure]:
 
 def _measure_row(measure: Measure) -> tuple[str, ...]:
     return (
-        f"{measure.name} ({measure.unit})" if measure.unit else measure.name,
+        measure.name if is_share(measure.unit) else f"{measure.name} ({measure.unit})",
         write_level(measure.before, measure),
         write_level(measure.after, measure),
         write_change(measure),
