@@ -26,9 +26,11 @@ from timechat.recipe import Recipe, parse_recipe
 from timechat.records import Report
 from timechat.shipped import shipped
 from timechat.stages.train import train
+from timechat.stages.versus import versus
 from timechat.store import read_json, write_lines
 
 NOTHING_HELD = {"replay": 0.0, "average": 0.0, "word_dropout": 0.0}
+ALL_GENERAL = 1_000
 ARMS: dict[str, dict[str, Any]] = {
     "pushed": {"train": NOTHING_HELD, "strength": 1.0},
     "strength": {"train": NOTHING_HELD, "strength": "auto"},
@@ -106,6 +108,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--questions", type=int, default=160)
+    parser.add_argument("--all-general", action="store_true", help="ask all general questions")
     parser.add_argument("--only", nargs="*", choices=list(ARMS), default=list(ARMS))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -117,6 +120,10 @@ def main() -> None:
                 recipe_of(arm, data, given.rate, given.epochs, given.questions), run, Display()
             ).report
             assert report.retention.n, "a run was not asked what it knew before"
+        if given.all_general and read_json(run / "report.json")["retention"]["n"] < ALL_GENERAL:
+            # A short run asks a fifth of the general questions: too few to tell a loss of 12
+            # points from one of 5.
+            versus([str(run)], None, "", None, Display())
     print("| run | answer score | general ability, points | verdict | general answers, nats |"
           " prose, nats | strength | training s |")  # fmt: skip
     print("|" + " --- |" * 8)
