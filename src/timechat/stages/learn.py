@@ -231,7 +231,9 @@ class Learner:
             return
         self._restore(folder)
         ranks.wait()
-        self.health = replace(self.health, skipped=[], rollbacks=rollbacks)
+        # Where no checkpoint before them is left, the first of them are not gone through again.
+        stay = [bad for bad in self.health.skipped if bad["step"] >= first]
+        self.health = replace(self.health, skipped=stay, rollbacks=rollbacks)
         self.trainer.rate_scale = scale
         newer = [p for p in checkpoints(self.out) if step_of(p) > self.trainer.step]
         for folder in newer if ranks.is_first else []:
