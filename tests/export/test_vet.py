@@ -78,7 +78,8 @@ def start(subject: Subject, said: Any, instead: Any = TORCH) -> tuple[VettedEngi
         made.append(Canned(spec, said))
         return made[-1]
 
-    engine = VettedEngine(SPEC, instead, subject, make)
+    next_best = None if instead is None else lambda: make(instead)
+    engine = VettedEngine(SPEC, next_best, subject, make)
     asyncio.run(engine.start())
     return engine, made
 
@@ -137,12 +138,12 @@ def test_another_compiled_file_is_another_model(subject: Subject) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"made_by": 1}', "not json"])
 def test_a_cache_file_that_is_not_ours_is_asked_anew(content: str, subject: Subject) -> None:
     start(subject, RIGHT)
-    subject.file("verdict").write_text(content)
+    subject.verdict.write_text(content)
     _, made = start(subject, RIGHT)
     assert made[0].asked == 2
-    row = json.loads(subject.file("verdict").read_text())
+    row = json.loads(subject.verdict.read_text())
     row["verdict"].pop("gap")
-    subject.file("verdict").write_text(json.dumps(row))
+    subject.verdict.write_text(json.dumps(row))
     assert vet.known_verdict(subject) is None
 
 
@@ -183,8 +184,10 @@ def test_a_damaged_graph_is_refused_and_torch_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino_genai", reason="openvino-genai is not installed")
+    from timechat.stages import serve
     from timechat.stages.serve import find_models, open_model
 
+    monkeypatch.setattr(serve, "ENGINES", ("openvino", "torch"))
     monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
     base = write_family(tmp_path / "base", "llama", hidden_size=128, head_dim=64)
 

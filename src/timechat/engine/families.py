@@ -1,4 +1,4 @@
-"""Which models `graph.py` can build and where they lie then, told without loading OpenVINO."""
+"""Which models `graph.py` can build, and where what engines read lies, told without loading any."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Literal
 Bits = Literal[4, 8]
 # Raised when `graph.py` changes what it writes, so that older folders are built anew.
 FORMAT = 3
+# The same for the files that the llama engine reads.
+GGUF_FORMAT = 1
 FAMILIES = ("llama", "mistral", "qwen2")
 
 
@@ -28,3 +30,8 @@ def refusal(config: Any) -> str:
 def compiled_folder(digest: str, bits: int, cache: Path) -> Path:
     """Where the compiled model of this digest lies, once it is built."""
     return cache / "openvino" / f"{digest[:24]}-{bits}bit-v{FORMAT}"
+
+
+def gguf_file(digest: str, bits: int, cache: Path) -> Path:
+    """Where the GGUF of this digest lies, once it is written."""
+    return cache / "gguf" / f"{digest[:24]}-{bits}bit-v{GGUF_FORMAT}" / "model.gguf"

@@ -6,6 +6,7 @@ work per token), so that no schema can take more than that. Choosing is `choose`
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from timechat.engine.trial import SchemaError
 
 # Between two parts of JSON, at most: weights that like spaces would say nothing else for ever.
 _SPACES = r"[ \n]{0,16}"
@@ -45,9 +48,7 @@ class Guide:
         from llguidance import LLMatcher
 
         matcher = cast(Any, LLMatcher)
-        options = {"whitespace_pattern": _SPACES}
-        grammar = matcher.grammar_from_json_schema(schema, defaults=options)
-        self._matcher = matcher(vocabulary.spelling, grammar, log_level=0)
+        self._matcher = matcher(vocabulary.spelling, _grammar(schema), log_level=0)
         self._check()
         self._num_rows = vocabulary.num_rows
         self._stop = torch.tensor(sorted(stop), dtype=torch.long)
@@ -75,3 +76,32 @@ class Guide:
         if self._matcher.is_error():
             first, *_ = str(self._matcher.get_error()).splitlines()
             raise ValueError(f"the schema cannot be held: {first}")
+
+
+class GrammarTrial:
+    """Says no to a schema before the engine sees it: compiling is bounded, and needs no weights."""
+
+    async def check(self, schema: str) -> None:
+        """Raises SchemaError."""
+        if refused := await asyncio.to_thread(_refusal, schema):
+            raise SchemaError(f"the schema cannot be held: {refused}")
+
+    async def stop(self) -> None:
+        """Nothing runs."""
+
+
+def _refusal(schema: str) -> str:
+    from llguidance import LLMatcher
+
+    try:
+        message = str(cast(Any, LLMatcher).validate_grammar(_grammar(schema)))
+    except ValueError as error:
+        message = str(error)
+    return message.partition("\n")[0]
+
+
+def _grammar(schema: str) -> str:
+    from llguidance import LLMatcher
+
+    options = {"whitespace_pattern": _SPACES}
+    return cast(Any, LLMatcher).grammar_from_json_schema(schema, defaults=options)

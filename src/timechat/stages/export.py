@@ -121,7 +121,7 @@ def _write(job: Job, weights: Weights, folder: Path, out: Path, measure: bool) -
     tokenizer = load_tokenizer(job.source.adapter or job.source.folder)
     renderer = Renderer(tokenizer)
     config = cast(PretrainedConfig, AutoConfig.from_pretrained(job.source.folder))
-    _carry_activation(job, config, weights)
+    carry_activation(job.form, job.source, config, weights)
     file = file_of(job, out)
     refuse_no_space(job, weights, config, folder)
     is_whole = fits_whole(job, weights, measure)
@@ -178,12 +178,12 @@ _INSPECTED = {
 }
 
 
-def _carry_activation(job: Job, config: PretrainedConfig, weights: Weights) -> None:
+def carry_activation(form: str, source: Source, config: PretrainedConfig, weights: Weights) -> None:
     """Put the run's own activation into the settings that are written, or refuse by name."""
-    name, key = activation_of(job.source), activation_key(config)
+    name, key = activation_of(source), activation_key(config)
     if not name or (key is not None and getattr(config, key) == name):
         return
-    if job.form == "adapter":
+    if form == "adapter":
         raise ExportError(
             f"the run changed the base's activation to {name!r}, which an adapter's files cannot "
             "say, so every other program would answer otherwise: export it merged"

@@ -10,14 +10,12 @@ import gc
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from timechat.export import gate, noise
 from timechat.export.tolerance import tolerance_for
 from timechat.model.load import Source, has_fast_bf16, load
 from timechat.stages import hearing
-from timechat.stages.vet import Subject, Wanted, keep_answers
+from timechat.stages.vet import Subject, Wanted, keep_answers, read_subject
 
 # Prompts, their tokens in all, and tokens of an answer: enough to tell a wrong graph, little to
 # wait for.
@@ -44,16 +42,7 @@ def hear(subject: Subject) -> Wanted:
 
 
 def main() -> None:
-    given: dict[str, Any] = json.loads(sys.stdin.read())["subject"]
-    paths = {key: Path(given[key]) if given[key] else None for key in ("adapter", "run")}
-    subject = Subject(
-        Path(given["folder"]),
-        paths["adapter"],
-        paths["run"],
-        given["digest"],
-        int(given["bits"]),
-        Path(given["cache"]),
-    )
+    subject = read_subject(json.loads(sys.stdin.read())["subject"])
     keep_answers(subject, hear(subject))
 
 

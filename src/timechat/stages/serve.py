@@ -6,8 +6,9 @@ import hashlib
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +16,33 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from timechat.endpoint import is_address, key_in_environment, parse_address
-from timechat.engine.families import Bits, refusal
+from timechat.engine.families import Bits, gguf_file, refusal
+from timechat.engine.grammar import GrammarTrial
 from timechat.engine.hosted import HostedResponder
 from timechat.engine.process import ProcessEngine
-from timechat.engine.responder import LocalResponder, Responder
+from timechat.engine.protocol import Engine
+from timechat.engine.responder import Grammar, LocalResponder, Responder
 from timechat.engine.sandbox import SandboxScribe
 from timechat.engine.trial import SchemaTrial
 from timechat.errors import ModelError
 from timechat.model.load import Source, digest_folder, load_tokenizer, resolve
 from timechat.model.render import Renderer
 from timechat.model.starter import cache_folder
+from timechat.stages.cast import cast_in_child, unreadable
 from timechat.stages.target import GATE
 from timechat.stages.vet import Subject, VettedEngine
 from timechat.store import read_json
 
 # A model under a name of its own: scripts for other services name theirs.
 OWN_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")
-EngineName = Literal["auto", "openvino", "torch"]
+EngineName = Literal["auto", "llama", "openvino", "torch"]
+# In this order `auto` tries them. The last one reads every model.
+ENGINES = ("llama", "openvino", "torch")
+# What each needs, and how it is had.
+_NEEDS = {
+    "llama": {"llama_cpp": "llama-cpp-python"},
+    "openvino": {name: name for name in ("openvino_genai", "openvino_tokenizers")},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +111,14 @@ def open_model(found: Opened) -> Responder:
     """A responder around an engine in a process of its own, or around an endpoint elsewhere;
     `start` loads the weights.
 
-    `auto` is OpenVINO where it is installed, knows the model's shape and passes the gate, else
-    torch, with the reason in the capabilities. Raises ModelError where a named engine cannot serve
-    the model.
+    `auto` is llama.cpp where it is installed, can read the model and passes the gate, else OpenVINO
+    under the same conditions, else torch, with the reasons in the capabilities. Raises ModelError
+    where a named engine cannot serve the model.
     """
-    source, engine = found.source, found.engine
+    source = found.source
     if found.is_hosted:
         return HostedResponder(*parse_address(source.name), key_in_environment())
-    reason = why_not_openvino(source) if engine != "torch" else "asked for"
-    if engine == "openvino" and reason:
-        raise ModelError(f"{found.name} cannot be served by openvino: {reason}")
     spec: dict[str, Any] = {
-        "kind": "torch",
         "name": found.name,
         "folder": str(source.folder),
         "adapter": str(source.adapter) if source.adapter is not None else None,
@@ -121,7 +128,6 @@ def open_model(found: Opened) -> Responder:
         # Folded, an adapter would make a copy of every weight: beside others each stays what it is,
         # and all read the base's own file through the same pages of memory.
         "fold": not found.shares_base,
-        "note": f"not on openvino: {reason}" if reason and engine == "auto" else "",
     }
     folder = source.adapter or source.folder
     tokenizer = load_tokenizer(folder)
@@ -129,10 +135,48 @@ def open_model(found: Opened) -> Responder:
         raise ModelError(f"{found.name} has no tokenizer.json; its words cannot be streamed")
     refuse_broken_stops(found.name, source, tokenizer)
     scribe = SandboxScribe(folder)
-    if reason:
-        return LocalResponder(ProcessEngine(spec), scribe, tokenizer.backend_tokenizer)
-    return LocalResponder(
-        _vetted(found, spec), scribe, tokenizer.backend_tokenizer, grammar=SchemaTrial(spec)
+    engine = choose_engine(found, spec, ENGINES if found.engine == "auto" else (found.engine,))
+    grammar = ChosenTrial(engine, {"openvino": SchemaTrial(spec), "llama": GrammarTrial()})
+    return LocalResponder(engine, scribe, tokenizer.backend_tokenizer, grammar=grammar)
+
+
+class ChosenTrial:
+    """The trial of schemas that belongs to the engine which was chosen when it started."""
+
+    def __init__(self, engine: Engine, trials: Mapping[str, Grammar]) -> None:
+        self._engine, self._trials = engine, trials
+
+    async def check(self, schema: str) -> None:
+        if (trial := self._trials.get(self._engine.capabilities.engine)) is not None:
+            await trial.check(schema)
+
+    async def stop(self) -> None:
+        for trial in self._trials.values():
+            await trial.stop()
+
+
+def choose_engine(
+    found: Opened, spec: dict[str, Any], kinds: Sequence[str], note: str = ""
+) -> Engine:
+    """The first of `kinds` that can serve the model, behind the gate; where that refuses it, the
+    next. `note` says which were passed over. Raises ModelError where none can."""
+    kind, *others = kinds
+    if kind == "torch":
+        return ProcessEngine({**spec, "kind": kind, "note": note})
+    if reason := why_not(kind, found.source):
+        if not others:
+            raise ModelError(f"{found.name} cannot be served by {kind}: {reason}")
+        passed = "; ".join(part for part in (note, f"not on {kind}: {reason}") if part)
+        return choose_engine(found, spec, others, passed)
+    source, cache = found.source, Path(spec["cache"])
+    subject = Subject(
+        source.folder, source.adapter, found.run, found.digest, found.bits, cache, kind
+    )
+    file = str(gguf_file(found.digest, found.bits, cache))
+    instead = partial(choose_engine, found, spec, others) if others else None
+    build = cast_in_child if kind == "llama" else None
+    return VettedEngine(
+        {**spec, "kind": kind, "file": file, "note": note}, instead, subject, build=build
     )
 
 
@@ -159,23 +203,15 @@ def refuse_broken_stops(name: str, source: Source, tokenizer: PreTrainedTokenize
             )
 
 
-def _vetted(found: Opened, spec: dict[str, Any]) -> VettedEngine:
-    """OpenVINO behind the gate: where it is refused torch answers, unless it was asked for."""
-    source = found.source
-    subject = Subject(
-        source.folder, source.adapter, found.run, found.digest, found.bits, cache_folder()
-    )
-    instead = spec if found.engine == "auto" else None
-    return VettedEngine({**spec, "kind": "openvino"}, instead, subject)
-
-
-def why_not_openvino(source: Source) -> str:
-    """The reason to use torch for this model; empty where OpenVINO serves."""
-    for package in ("openvino_genai", "openvino_tokenizers"):
-        if importlib.util.find_spec(package) is None:
+def why_not(kind: str, source: Source) -> str:
+    """The reason why an engine does not serve this model; empty where it can."""
+    for module, package in _NEEDS[kind].items():
+        if importlib.util.find_spec(module) is None:
             return f"{package} is not installed"
     if torch.cuda.is_available():
         return "this machine has a GPU"
+    if kind == "llama":
+        return unreadable(source)
     return refusal(AutoConfig.from_pretrained(source.folder, local_files_only=True))
 
 

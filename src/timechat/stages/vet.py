@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from timechat.engine.families import compiled_folder
+from timechat.engine.families import compiled_folder, gguf_file
 from timechat.engine.process import ProcessEngine
 from timechat.engine.protocol import Capabilities, Delta, Engine, Request, Sampling
 from timechat.errors import ModelError, RunError
@@ -27,6 +27,8 @@ from timechat.store import read_json, write_json
 
 # Raised when what is asked, or what is allowed, changes.
 FORMAT = 2
+# What an engine's answers depend on beside the model.
+PACKAGES = {"openvino": "openvino-genai", "llama": "llama-cpp-python"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +50,57 @@ class Subject:
     digest: str
     bits: int
     cache: Path
+    engine: str = "openvino"
 
-    def file(self, what: str) -> Path:
+    @property
+    def heard(self) -> Path:
+        """What the evaluated model said: the same for all engines, which round weights alike."""
+        return self._file("heard")
+
+    @property
+    def verdict(self) -> Path:
+        return self._file("verdict" if self.engine == "openvino" else f"{self.engine}-verdict")
+
+    @property
+    def built(self) -> Path:
+        """The folder of what the engine reads."""
+        if self.engine == "llama":
+            return gguf_file(self.digest, self.bits, self.cache).parent
+        return compiled_folder(self.digest, self.bits, self.cache)
+
+    def _file(self, what: str) -> Path:
         return self.cache / "vetted" / f"{self.digest[:24]}-{self.bits}bit-{what}.json"
 
 
+def read_subject(row: Mapping[str, Any]) -> Subject:
+    """A subject as `run_child` writes it."""
+    paths = {key: Path(row[key]) if row[key] else None for key in ("adapter", "run")}
+    return Subject(
+        Path(row["folder"]),
+        paths["adapter"],
+        paths["run"],
+        row["digest"],
+        int(row["bits"]),
+        Path(row["cache"]),
+        row["engine"],
+    )
+
+
 class VettedEngine:
-    """An engine behind the gate. Where it is refused, `instead` answers and its note says why;
-    without an `instead`, starting raises ModelError."""
+    """An engine behind the gate. Where it is refused, what `instead` makes answers and the note
+    says why; without an `instead`, starting raises ModelError. `build` makes what it reads."""
 
     def __init__(
         self,
         spec: Mapping[str, Any],
-        instead: Mapping[str, Any] | None,
+        instead: Callable[[], Engine] | None,
         subject: Subject,
         make: Callable[[dict[str, Any]], Engine] = ProcessEngine,
+        build: Callable[[Subject], Awaitable[None]] | None = None,
     ) -> None:
-        self._spec, self._instead, self._subject, self._make = spec, instead, subject, make
-        self._engine = make(dict(spec))
+        self.spec, self.instead = spec, instead
+        self._subject, self._build = subject, build
+        self._engine: Engine = make(dict(spec))
         self._note = ""
 
     @property
@@ -86,6 +121,8 @@ class VettedEngine:
         verdict = known_verdict(self._subject)
         if verdict is None or verdict.passed:
             try:
+                if self._build is not None:
+                    await self._build(self._subject)
                 await self._engine.start()
             except ModelError as error:
                 await self._fall_back(str(error))
@@ -110,12 +147,12 @@ class VettedEngine:
         return verdict
 
     async def _fall_back(self, why: str) -> None:
-        kind = self._spec["kind"]
-        if self._instead is None:
-            raise ModelError(f"{self._spec['name']} cannot be served by {kind}: {why}")
+        kind = self.spec["kind"]
+        if self.instead is None:
+            raise ModelError(f"{self.spec['name']} cannot be served by {kind}: {why}")
         first, *_ = why.splitlines()
         self._note = f"not on {kind}: {first}"
-        self._engine = self._make(dict(self._instead))
+        self._engine = self.instead()
         await self._engine.start()
 
     def stream(self, request: Request) -> AsyncGenerator[Delta]:
@@ -148,12 +185,21 @@ async def ask(engine: Engine, wanted: Wanted) -> gate.Verdict:
 
 async def hear_in_child(subject: Subject) -> Wanted:
     """What the evaluated model says, from a process of its own: its memory goes with it."""
-    place = subject.file("heard")
+    status, last = await run_child("timechat.stages.heard", subject)
+    found = known_answers(subject)
+    if status or found is None:
+        where = subject.heard
+        raise ModelError(f"the evaluated model could not be heard for the gate ({where}): {last}")
+    return found
+
+
+async def run_child(module: str, subject: Subject) -> tuple[int, str]:
+    """Run a module that is told the subject; its exit status, and the last line of its errors."""
     order = {"subject": {k: str(v) if v is not None else None for k, v in asdict(subject).items()}}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "timechat.stages.heard",
+        module,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -164,20 +210,17 @@ async def hear_in_child(subject: Subject) -> Wanted:
         process.kill()
         await process.wait()
         raise
-    found = known_answers(subject)
-    if process.returncode or found is None:
-        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ModelError(f"the evaluated model could not be heard for the gate ({place}): {last}")
-    return found
+    last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+    return process.returncode or 0, last
 
 
 def keep_answers(subject: Subject, wanted: Wanted) -> None:
     row = {"made_by": _made_by("torch", "transformers"), "wanted": wanted}
-    write_json(subject.file("heard"), row)
+    write_json(subject.heard, row)
 
 
 def known_answers(subject: Subject) -> Wanted | None:
-    row = _read(subject.file("heard"), _made_by("torch", "transformers"))
+    row = _read(subject.heard, _made_by("torch", "transformers"))
     try:
         found = row["wanted"]
         lines = tuple(_line(line) for line in found["lines"])
@@ -187,13 +230,13 @@ def known_answers(subject: Subject) -> Wanted | None:
 
 
 def keep_verdict(subject: Subject, verdict: gate.Verdict) -> None:
-    row = {"made_by": _made_by("openvino-genai"), "of": _stamp(subject), "verdict": verdict}
-    write_json(subject.file("verdict"), row)
+    row = {"made_by": _made_by(PACKAGES[subject.engine]), "of": _stamp(subject), "verdict": verdict}
+    write_json(subject.verdict, row)
 
 
 def known_verdict(subject: Subject) -> gate.Verdict | None:
     """What was found of exactly these compiled files, or None."""
-    row = _read(subject.file("verdict"), _made_by("openvino-genai"))
+    row = _read(subject.verdict, _made_by(PACKAGES[subject.engine]))
     try:
         if row["of"] != _stamp(subject):
             return None
@@ -205,9 +248,8 @@ def known_verdict(subject: Subject) -> gate.Verdict | None:
 
 
 def _stamp(subject: Subject) -> list[list[Any]]:
-    """The compiled model's files by size and time of writing: another file is another model."""
-    folder = compiled_folder(subject.digest, subject.bits, subject.cache)
-    found = [(p.name, p.stat()) for p in sorted(folder.glob("*"))]
+    """The engine's own files by size and time of writing: another file is another model."""
+    found = [(p.name, p.stat()) for p in sorted(subject.built.glob("*"))]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
 
 

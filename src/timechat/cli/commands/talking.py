@@ -46,13 +46,18 @@ def chat(
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "openvino", "torch"]),
+    type=click.Choice(["auto", "llama", "openvino", "torch"]),
     default="auto",
     show_default=True,
-    help="auto: openvino where it knows the model, else torch.",
+    help="auto: llama (llama.cpp) where it is installed, else openvino, else torch; each where it"
+    " knows the model.",
 )
 @click.option(
-    "--bits", type=click.Choice(["8", "4"]), default="8", show_default=True, help="Of openvino."
+    "--bits",
+    type=click.Choice(["8", "4"]),
+    default="8",
+    show_default=True,
+    help="Of llama and openvino.",
 )
 @click.option("--allow-host", "hosts", multiple=True, help="Another name of this server.")
 @click.option("--allow-origin", "origins", multiple=True, help="A web page that may call it.")
