@@ -10,9 +10,6 @@ from __future__ import annotations
 
 from timechat.evals.scorers import contains, normalize, token_f1
 
-PUT_RIGHT = "put_right/1"
-# The share of the brought words that must be said, numbers aside: every number must.
-MOST = 2 / 3
 # Where the correction only took words away, how near to it the answer must be.
 NEAR = 0.6
 # Words of so many letters carry little in most languages that put spaces between words.
@@ -29,7 +26,8 @@ def puts_right(answer: str, correction: str, wrong: str, question: str, fact: st
         return float(near >= NEAR and near >= token_f1(answer, wrong))
     said = set(normalize(answer))
     numbers = {word for word in brought if any(map(str.isdigit, word))}
-    return float(numbers <= said and len(brought & said) >= MOST * len(brought))
+    # Every number, and more than half of all words.
+    return float(numbers <= said and 2 * len(brought & said) > len(brought))
 
 
 def brought_words(correction: str, wrong: str, question: str) -> set[str]:

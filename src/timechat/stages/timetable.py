@@ -21,12 +21,12 @@ from timechat.stages.corrections import Correction
 from timechat.stages.room import Room
 
 # Rows of corrections and of the run in one step: while it learns, and while it rehearses.
-LEARNING, REHEARSING = (8, 8), (6, 10)
+LEARNING, REHEARSING = (8, 8), (4, 12)
 STEP_ROWS = sum(LEARNING)
 # How often each correction is seen while it is learned, and the steps that even one takes.
-VIEWS, FEWEST_STEPS = 20, 12
+VIEWS, FEWEST_STEPS = 16, 12
 # Steps of rehearsal for one of learning.
-REHEARSALS = 1.6
+REHEARSALS = 2.2
 
 
 @dataclass(frozen=True, slots=True)
