@@ -26,6 +26,7 @@ TOP_LOGPROBS = 20
 @dataclass
 class _Running:
     request: Request
+    room: int
     cache: DynamicCache
     ids: list[int]  # the prompt and what was said
     generator: torch.Generator
@@ -54,11 +55,12 @@ class BatchCore:
         return bool(self._running)
 
     def add(self, key: int, request: Request) -> None:
-        if not request.prompt:
-            raise ValueError("an empty prompt cannot be continued")
+        room = request.room(self.capabilities.window)
         cache, num_cached = self._reuse(request.prompt)
-        generator = torch.Generator().manual_seed(request.sampling.seed)
-        self._running[key] = _Running(request, cache, list(request.prompt), generator, num_cached)
+        chance = torch.Generator().manual_seed(request.sampling.seed)
+        self._running[key] = _Running(
+            request, room, cache, list(request.prompt), chance, num_cached
+        )
 
     def cancel(self, key: int) -> None:
         if (one := self._running.pop(key, None)) is not None:
@@ -76,8 +78,7 @@ class BatchCore:
     @torch.inference_mode()
     def _advance(self, one: _Running) -> list[Delta]:
         sampling = one.request.sampling
-        room = min(sampling.max_new_tokens, self.capabilities.window - len(one.request.prompt))
-        if room <= 0:
+        if one.room <= 0:
             return [Delta(None, Ending.LENGTH)]
         new = one.ids[one.num_cached : one.num_cached + CHUNK]
         ids = torch.tensor([new], device=self.model.device)
@@ -92,7 +93,7 @@ class BatchCore:
         one.ids.append(token)
         one.said.append(token)
         deltas = [named(logits, token, one.request.logprobs)]
-        if len(one.said) >= room:
+        if len(one.said) >= one.room:
             deltas.append(Delta(None, Ending.LENGTH))
         return deltas
 

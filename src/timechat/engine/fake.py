@@ -74,7 +74,7 @@ class FakeEngine:
 
     async def _deltas(self, request: Request) -> AsyncGenerator[Delta]:
         await asyncio.sleep(self.first_s)
-        room = min(request.sampling.max_new_tokens, self.capabilities.window - len(request.prompt))
+        room = request.room(self.capabilities.window)
         for place, token in enumerate(self.script(request)):
             if self.fails_after is not None and place >= self.fails_after:
                 yield Delta(None, Ending.FAILED, detail="as scripted")

@@ -84,9 +84,7 @@ class LlamaCore:
         return bool(self._running or self._waiting or self._unread)
 
     def add(self, key: int, request: Request) -> None:
-        if not request.prompt:
-            raise ValueError("an empty prompt cannot be continued")
-        room = min(request.sampling.max_new_tokens, self.capabilities.window - len(request.prompt))
+        room = request.room(self.capabilities.window)
         if room <= 0:
             self._unread.append((key, Delta(None, Ending.LENGTH)))
             return

@@ -111,9 +111,7 @@ class OpenVinoCore:
         return bool(self._unread) or bool(self._pipeline.has_non_finished_requests())
 
     def add(self, key: int, request: Request) -> None:
-        if not request.prompt:
-            raise ValueError("an empty prompt cannot be continued")
-        room = min(request.sampling.max_new_tokens, self.capabilities.window - len(request.prompt))
+        room = request.room(self.capabilities.window)
         if room <= 0:
             self._unread.append((key, Delta(None, Ending.LENGTH)))
             return

@@ -63,6 +63,15 @@ class Request:
     schema: str | None = None
     logprobs: int | None = None
 
+    def room(self, window: int) -> int:
+        """The tokens that it may be answered with: what was asked for, or what the window leaves.
+
+        Raises ValueError where there is nothing to continue.
+        """
+        if not self.prompt:
+            raise ValueError("an empty prompt cannot be continued")
+        return min(self.sampling.max_new_tokens, window - len(self.prompt))
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
