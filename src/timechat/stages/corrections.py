@@ -28,8 +28,6 @@ from timechat.stages.collect import settle
 ALIKE = 0.6
 # The same of two questions, which are shorter.
 SAME_QUESTION = 0.5
-# Of other wordings that a person gave, one in so many only checks.
-CHECK_EVERY = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +145,7 @@ def _correction(
     others = _unlike(first, rest)
     wrong = next((a.text for item in items for a in item.answers), "")
     fact = next((j.note for item in items for j in said.get(item.id, []) if j.note), "")
-    # One of three only checks: what is trained in more words is understood in more.
-    checked, made = others[::CHECK_EVERY], 0
-    trained = [first, *(prompt for i, prompt in enumerate(others) if i % CHECK_EVERY)]
+    trained, checked, made = [first, *others[1::2]], others[::2], 0
     if not checked:
         known = {prompt[-1].content for prompt in trained}
         found = for_checking(first[-1].content)
