@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import llama_cpp
+import llama_cpp  # pyright: ignore[reportMissingImports]  # an extra that compiles for minutes
 import numpy as np
 import torch
 from numpy.typing import NDArray
