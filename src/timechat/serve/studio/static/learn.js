@@ -98,7 +98,7 @@ function drawVersion(version, told, isNewest) {
   const node = make("details", { className: "card version", open: isNewest });
   const using = version.number === told.in_use ? ", answers now" : "";
   node.append(make("summary", {}, `Version ${version.number}: ${version.decision === "offered" ? "offered" : "not offered"}${using}`));
-  if (version.decision === "offered") node.append(make("p", { className: "pass" }, "It learned what it was told, and nothing else was lost."));
+  if (version.decision === "offered") node.append(make("p", { className: "pass" }, "It learned what it was told, and no loss of anything else was shown."));
   else node.append(make("p", {}, "The model in use stays:"), make("ul", {}, ...version.reasons.map((r) => make("li", {}, r))));
   node.append(drawSets(version.sets), ...drawSamples(version.samples));
   if (version.seconds) node.append(make("p", { className: "who" }, `Took ${Math.round(version.seconds)} s.`));
