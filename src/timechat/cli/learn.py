@@ -56,7 +56,9 @@ def show_version(version: Version) -> None:
         console.print(line, markup=False)
     console.print()
     if version.decision == "offered":
-        console.print(f"It learned what it was told, and no loss of anything else was shown: {version.name}.")
+        console.print(
+            f"It learned what it was told, and no loss of anything else was shown: {version.name}."
+        )
         console.print(
             f"take it: timechat learn {version.run} --switch (and --back undoes that)", markup=False
         )
