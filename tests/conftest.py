@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from timechat.conversation import Conversation, Message
+from timechat.engine.protocol import Capabilities
 from timechat.evals import suite
 from timechat.model.load import Loaded, Source
 from timechat.model.render import Renderer
@@ -148,3 +151,32 @@ def write_base(folder: Path, seed: int = 0) -> Path:
 def tiny_base(tmp_path: Path) -> Path:
     """A model folder on disk."""
     return write_base(tmp_path / "base")
+
+
+async def longest_hold() -> float:
+    """The most processor time that this thread spent between two turns of a waiting task."""
+    worst = 0.0
+    try:
+        while True:
+            before = time.thread_time()
+            await asyncio.sleep(0.001)
+            worst = max(worst, time.thread_time() - before)
+    except asyncio.CancelledError:
+        return worst
+
+
+def start_served(base: Path) -> Capabilities:
+    """What the engine that `serve` takes for `base` says of itself, once it has started."""
+    from timechat.stages.serve import find_models, open_model
+
+    (found,) = find_models([str(base)], print)
+
+    async def run() -> Capabilities:
+        responder = open_model(found)
+        await responder.start()
+        try:
+            return responder.capabilities
+        finally:
+            await responder.stop()
+
+    return asyncio.run(run())

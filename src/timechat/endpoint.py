@@ -25,7 +25,7 @@ import httpx
 from timechat.conversation import Message
 from timechat.errors import ModelError
 from timechat.store import append_line, read_lines
-from timechat.stream import ASKED, Streamed
+from timechat.stream import ASKED, Streamed, read_answer
 
 KEYS = ("TIMECHAT_API_KEY", "OPENAI_API_KEY")
 MAX_BYTES = 2**20
@@ -230,11 +230,9 @@ def _refused(response: httpx.Response, content: bytes) -> _FaultError:
 def _read(content: bytes) -> dict[str, Any]:
     """The body as a chat completion with a text. Raises `_FaultError` for everything else."""
     try:
-        found = json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise _FaultError("the answer is not UTF-8") from None
-    except (ValueError, RecursionError):
-        raise _FaultError("the answer is not whole JSON") from None
+        found = read_answer(content)
+    except ValueError as error:
+        raise _FaultError(str(error)) from None
     try:
         text = found["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):

@@ -15,6 +15,16 @@ ASKED = {"stream": True, "stream_options": {"include_usage": True}}
 """What a request adds to be answered in a stream that ends with its tokens counted."""
 
 
+def read_answer(data: bytes) -> Any:
+    """A stranger's JSON. Raises ValueError, in words for who asked."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("the answer is not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise ValueError("the answer is not whole JSON") from None
+
+
 @dataclass
 class Streamed:
     """One answer on its way. `first` is what `clock` said when its first words were there."""
@@ -46,12 +56,7 @@ class Streamed:
         if data.startswith(b"[DONE]"):
             self.done = True
             return
-        try:
-            row = json.loads(data.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise ValueError("the answer is not UTF-8") from None
-        except (ValueError, RecursionError):
-            raise ValueError("the answer is not whole JSON") from None
+        row = read_answer(data)
         if not isinstance(row, dict):
             raise ValueError("the answer is no chat completion")
         if row.get("error"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import openvino as ov
 import pytest
-from conftest import build_tokenizer
+from conftest import build_tokenizer, longest_hold
 from openvino_tokenizers import convert_tokenizer
 
 from timechat.engine.admission import BusyError
@@ -105,7 +105,7 @@ def test_a_schema_that_would_compile_for_ever_is_refused_in_time_and_the_loop_go
     async def scene() -> None:
         await probe.check('{"type":"null"}')  # the child is there
         probe.hang_s = 1.0
-        held = asyncio.create_task(_longest_hold())
+        held = asyncio.create_task(longest_hold())
         await asyncio.sleep(0)
         begun = time.monotonic()
         with pytest.raises(SchemaError, match="longer than 20 s to compile"):
@@ -186,15 +186,3 @@ def test_a_schema_nested_as_deep_as_the_parser_allows_does_not_end_the_walk() ->
     for _ in range(sys.getrecursionlimit() * 3):
         deep = {"items": deep}
     assert refusal_of(deep) == ""
-
-
-async def _longest_hold() -> float:
-    """The most processor time that this thread spent between two turns of a waiting task."""
-    worst = 0.0
-    try:
-        while True:
-            before = time.thread_time()
-            await asyncio.sleep(0.001)
-            worst = max(worst, time.thread_time() - before)
-    except asyncio.CancelledError:
-        return worst

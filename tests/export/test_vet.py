@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import start_served
 from tiny import write_family
 
 from timechat.engine.families import compiled_folder
@@ -185,33 +186,18 @@ def test_a_damaged_graph_is_refused_and_torch_answers(
 ) -> None:
     pytest.importorskip("openvino_genai", reason="openvino-genai is not installed")
     from timechat.stages import serve
-    from timechat.stages.serve import find_models, open_model
 
     monkeypatch.setattr(serve, "ENGINES", ("openvino", "torch"))
     monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
     base = write_family(tmp_path / "base", "llama", hidden_size=128, head_dim=64)
-
-    def started() -> Capabilities:
-        (found,) = find_models([str(base)], print)
-
-        async def run() -> Capabilities:
-            responder = open_model(found)
-            await responder.start()
-            try:
-                return responder.capabilities
-            finally:
-                await responder.stop()
-
-        return asyncio.run(run())
-
-    good = started()
+    good = start_served(base)
     assert good.engine == "openvino"
     assert "gate: log-probabilities differ by" in good.note
     (file,) = (tmp_path / "cache/openvino").glob("*/openvino_model.bin")
     content = np.fromfile(file, dtype=np.uint8)
     content[2000:40_000] ^= 0x55  # within the embedding, which comes first
     content.tofile(file)
-    bad = started()
+    bad = start_served(base)
     assert bad.engine == "torch"
     assert "not on openvino: the gate refused it" in bad.note
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import build_tokenizer
+from conftest import build_tokenizer, longest_hold
 
 from serve.conftest import build_site, says
 from timechat.engine.fake import FakeEngine
@@ -129,7 +129,7 @@ def test_a_prompt_of_megabytes_holds_the_event_loop_for_no_more_than_50_ms(size:
     async def ask(client: httpx.AsyncClient) -> None:
         worst: list[float] = []
         for _ in range(3):  # a neighbour may spoil one
-            probe = asyncio.create_task(_longest_hold())
+            probe = asyncio.create_task(longest_hold())
             await asyncio.sleep(0.02)
             response = await client.post(CHAT, content=body, headers=JSON)
             assert response.status_code == (413 if len(body) > 4 << 20 else 400)
@@ -139,18 +139,6 @@ def test_a_prompt_of_megabytes_holds_the_event_loop_for_no_more_than_50_ms(size:
 
     site.run(ask)
     assert not site.engine.requests
-
-
-async def _longest_hold() -> float:
-    """The most processor time that this thread spent between two turns of a waiting task."""
-    worst = 0.0
-    try:
-        while True:
-            before = time.thread_time()
-            await asyncio.sleep(0.001)
-            worst = max(worst, time.thread_time() - before)
-    except asyncio.CancelledError:
-        return worst
 
 
 def test_tools_nested_beyond_reason_are_a_bad_request() -> None:

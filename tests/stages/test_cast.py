@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import start_served
 from tiny import write_family
 
 from timechat.engine.families import gguf_file
@@ -114,21 +115,7 @@ def test_a_damaged_file_is_refused_by_the_gate_and_the_next_engine_answers(
 ) -> None:
     monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
     base = write_family(tmp_path / "base", "llama", hidden_size=128, head_dim=64)
-
-    def started() -> Any:
-        (found,) = serve.find_models([str(base)], print)
-
-        async def run() -> Any:
-            responder = serve.open_model(found)
-            await responder.start()
-            try:
-                return responder.capabilities
-            finally:
-                await responder.stop()
-
-        return asyncio.run(run())
-
-    good = started()
+    good = start_served(base)
     assert good.engine == "llama"
     assert "gate: log-probabilities differ by" in good.note
     (file,) = (tmp_path / "cache/gguf").glob("*/model.gguf")
@@ -136,6 +123,6 @@ def test_a_damaged_file_is_refused_by_the_gate_and_the_next_engine_answers(
     middle = len(content) // 2
     content[middle : middle + 20_000] = bytes(b ^ 0x55 for b in content[middle : middle + 20_000])
     file.write_bytes(content)
-    bad = started()
+    bad = start_served(base)
     assert bad.engine in ("openvino", "torch")
     assert "not on llama: the gate refused it" in bad.note

@@ -8,7 +8,6 @@ something else by now. What follows from two sets of answers is for `verdict`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from timechat.model.load import Loaded
 from timechat.model.render import Renderer
 from timechat.records import Score
 from timechat.stages.corrections import Correction
+from timechat.stages.snapshot import read_choosing, read_reference, reference_fields
 from timechat.stages.versions import Version, in_use, version_in_use
 from timechat.stages.watch import Watcher
 from timechat.store import read_json, read_lines, write_lines
@@ -54,7 +54,7 @@ class Sat:
     def write(self, folder: Path) -> None:
         rows = [
             {"id": s.item, "group": s.cluster, "answer": a, "score": s.value, "scorer": s.scorer}
-            | {"nats": r.nats, "num_tokens": r.num_tokens, "hits": r.hits}
+            | reference_fields(r)
             for s, a, r in zip(self.scores, self.answers, self.references, strict=True)
         ]
         write_lines(folder / "task.jsonl", rows)
@@ -136,17 +136,12 @@ class Exam:
         are; None where something is missing. What is said of the corrections is not kept."""
         if not all((folder / f"{name}.jsonl").is_file() for name in ("task", "choices")):
             return None
-        chosen = {row["item"]: row for row in read_lines(folder / "choices.jsonl")}
+        chosen = {row["item"]: read_choosing(row) for row in read_lines(folder / "choices.jsonl")}
         part = take_share(self.general, MOST_GENERAL / len(self.general.choices))
         wanted = [c.id for c in part.choices if c.id in chosen]
         general = keep_only(self.general, wanted, (), ())
         if general is None or not wanted:
             return None
-
-        def chose(choices: Sequence[Choice]) -> tuple[Choosing, ...]:
-            rows = [Choosing(**chosen[c.id]) for c in choices]
-            return tuple(replace(row, values=tuple(row.values)) for row in rows)
-
         asked = {row["id"]: row for row in read_lines(folder / "task.jsonl") if "hits" in row}
         questions = self.task.questions if self.task else ()
         if not all(q.id in asked and asked[q.id]["scorer"] == scorer_name(q) for q in questions):
@@ -159,11 +154,11 @@ class Exam:
                 for q, row in zip(questions, rows, strict=True)
             ),
             answers=tuple(str(row["answer"]) for row in rows),
-            references=tuple(
-                Likelihood(row["id"], row["nats"], row["num_tokens"], row["hits"]) for row in rows
-            ),
-            choices=chose(general.choices),
-            own=chose(self.own) if all(c.id in chosen for c in self.own) else (),
+            references=tuple(map(read_reference, rows)),
+            choices=tuple(chosen[c.id] for c in general.choices),
+            own=tuple(chosen[c.id] for c in self.own)
+            if all(c.id in chosen for c in self.own)
+            else (),
         )
         return general, sat
 

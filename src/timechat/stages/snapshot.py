@@ -138,7 +138,7 @@ def write(snapshot: Snapshot, task: Task, folder: Path) -> None:
         )
     ]
     for row, found in zip(rows, snapshot.task, strict=False):
-        row |= {"nats": found.nats, "num_tokens": found.num_tokens, "hits": found.hits}
+        row |= reference_fields(found)
     write_lines(folder / "task.jsonl", rows)
     write_lines(folder / "choices.jsonl", map(asdict, snapshot.choices))
     write_lines(folder / "prose.jsonl", map(asdict, snapshot.prose))
@@ -167,12 +167,8 @@ def read_answers(folder: Path) -> tuple[list[Conversation], Snapshot] | None:
             Score(q.id, q.cluster, row["score"], row["scorer"])
             for q, row in zip(questions, rows, strict=True)
         ],
-        [
-            Likelihood(row["id"], row["nats"], row["num_tokens"], row["hits"])
-            for row in rows
-            if "nats" in row
-        ],
-        [_choosing(row) for row in read_lines(folder / "choices.jsonl")],
+        [read_reference(row) for row in rows if "nats" in row],
+        [read_choosing(row) for row in read_lines(folder / "choices.jsonl")],
         [Likelihood(**row) for row in read_lines(folder / "prose.jsonl")],
         [Likelihood(**row) for row in read_lines(folder / "general.jsonl")],
         read_json(folder / TIMING)["first_token_ms"] if (folder / TIMING).is_file() else None,
@@ -195,5 +191,15 @@ def asked_in(found: Snapshot, general: General) -> General | None:
     )
 
 
-def _choosing(row: dict[str, Any]) -> Choosing:
+def reference_fields(found: Likelihood) -> dict[str, Any]:
+    """What a question's row says of its reference, for `read_reference`."""
+    return {"nats": found.nats, "num_tokens": found.num_tokens, "hits": found.hits}
+
+
+def read_reference(row: dict[str, Any]) -> Likelihood:
+    return Likelihood(row["id"], row["nats"], row["num_tokens"], row["hits"])
+
+
+def read_choosing(row: dict[str, Any]) -> Choosing:
+    """A row of `choices.jsonl`."""
     return Choosing(row["item"], row["cluster"], row["tag"], tuple(row["values"]))
