@@ -12,13 +12,16 @@ import torch
 from conftest import build_tokenizer
 
 from timechat.engine.grammar import GrammarTrial, Guide, find_vocabulary
-from timechat.engine.trial import SchemaError
+from timechat.engine.protocol import SchemaError
 
 pytestmark = pytest.mark.skipif(
     find_spec("llguidance") is None, reason="llguidance is not installed"
 )
 OPEN = {"type": "object", "properties": {"open": {"type": "boolean"}},
         "required": ["open"], "additionalProperties": False}  # fmt: skip
+
+# Nothing fits, and llguidance sees it only when it looks for the first token.
+ENDLESS = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,19 @@ def test_large_schemas_are_no_danger() -> None:
     many = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(500)}}
     for schema in (OPEN, many, {"type": "string", "maxLength": 1_000_000}):
         asyncio.run(GrammarTrial().check(json.dumps(schema)))
+
+
+def test_a_schema_that_refers_to_itself_without_end_is_its_own_fault() -> None:
+    tokenizer = build_tokenizer()
+    vocabulary = find_vocabulary(tokenizer, len(tokenizer))
+    assert vocabulary is not None
+
+    def begin() -> None:
+        guide = Guide(vocabulary, json.dumps(ENDLESS), frozenset())
+        guide.held(torch.zeros(len(tokenizer)))
+
+    with pytest.raises(SchemaError, match="cannot be held"):
+        begin()
 
 
 def test_random_weights_write_what_fits_and_then_stop() -> None:

@@ -62,6 +62,15 @@ def test_an_answer_streams_with_its_usage_and_ending() -> None:
     assert (last.ending, last.usage.prompt, last.usage.completion) == (Ending.LENGTH, 7, 2)
 
 
+def test_an_error_in_a_stream_that_blames_the_request_is_a_refusal_here_too() -> None:
+    error = {"message": "no", "type": "invalid_request_error", "param": "response_format"}
+    with pytest.raises(UnsupportedError, match="no") as refused:
+        answer(stream(part("{"), {"error": error}, done=False))
+    assert refused.value.param == "response_format"
+    *_, last = answer(stream(part("{"), {"error": {**error, "type": "overloaded"}}, done=False))
+    assert (last.ending, last.detail) == (Ending.FAILED, "no")
+
+
 def test_vllms_usage_in_every_event_and_llamas_timings_are_understood() -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": 1}
     rows = [{**part("a", reasoning_content=None), "usage": usage}, {**part(None, "stop"),

@@ -17,7 +17,8 @@ from openvino_tokenizers import convert_tokenizer
 
 from timechat.engine.admission import BusyError
 from timechat.engine.families import compiled_folder
-from timechat.engine.trial import ANY_OBJECT, SchemaError, SchemaTrial, _narrow, refusal_of
+from timechat.engine.protocol import SchemaError
+from timechat.engine.trial import ANY_OBJECT, SchemaTrial, _narrow, refusal_of
 
 PERSON = {
     "$defs": {"city": {"enum": ["Dublin", "Dubai"]}},
@@ -163,7 +164,7 @@ def test_a_compiler_that_does_not_start_is_an_error_and_not_a_refusal(tmp_path: 
     ("schema", "said"),
     [
         (PERSON, ""),
-        ({"$ref": "#"}, ""),
+        ({"type": "object", "properties": {"more": {"$ref": "#"}}}, ""),
         ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {}}}, ""),
         ({"allOf": [{"$ref": "#/anyOf/0"}], "anyOf": [{"type": "null"}]}, ""),
         ({"$ref": "#/$defs/gone"}, "is not a part of this schema"),
@@ -173,6 +174,8 @@ def test_a_compiler_that_does_not_start_is_an_error_and_not_a_refusal(tmp_path: 
         ({"properties": {"a": {"allOf": [{}, {}]}}}, "several parts of 'allOf'"),
         ({"additionalProperties": {"multipleOf": 3}}, "'multipleOf'"),
         (True, ""),
+        ({"$ref": "#"}, "leads back to itself"),
+        ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "leads back to"),
     ],
 )
 def test_what_answers_would_not_be_held_to_is_named(schema: Any, said: str) -> None:

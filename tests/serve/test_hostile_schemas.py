@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from timechat.engine.admission import BusyError
-from timechat.engine.protocol import Sampling
+from timechat.engine.protocol import Sampling, SchemaError
 from timechat.engine.responder import Ask, LocalResponder
-from timechat.engine.trial import QUEUE_S, SchemaError
+from timechat.engine.trial import QUEUE_S
 from timechat.stages.serve import find_models, open_model
 
 pytestmark = pytest.mark.slow

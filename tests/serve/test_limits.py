@@ -14,8 +14,8 @@ from conftest import build_tokenizer, longest_hold
 
 from serve.conftest import build_site, says
 from timechat.engine.fake import FakeEngine
+from timechat.engine.protocol import SchemaError
 from timechat.engine.scribe import ThreadScribe
-from timechat.engine.trial import SchemaError
 from timechat.model.render import Renderer
 from timechat.serve.settings import Limits, Settings
 
@@ -171,3 +171,31 @@ def test_a_schema_that_cannot_be_held_is_a_bad_request_before_anything_is_comput
         }
     assert not site.engine.requests
     assert site.chat().status_code == 200
+
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "string"}}}
+AT_FAULT = {
+    "message": "as scripted",
+    "type": "invalid_request_error",
+    "param": "response_format.json_schema.schema",
+    "code": "unsupported_value",
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_the_engine_finds_wanting_at_its_first_word_is_a_bad_request(
+    stream: bool,
+) -> None:
+    site = build_site(FakeEngine(says("ok"), fails_after=0, misfit=True))
+    response = site.chat(response_format=SCHEMA, stream=stream)
+    assert (response.status_code, response.json()["error"]) == (400, AT_FAULT)
+    assert 'ending="refused"' in site.ask("GET", "/metrics").text
+    failed = site.chat()  # without a schema it is the engine that fails
+    assert failed.status_code == 503
+
+
+def test_a_schema_that_breaks_off_a_stream_is_named_in_its_last_event() -> None:
+    site = build_site(FakeEngine(says("okay"), fails_after=2, misfit=True))
+    assert site.chat(response_format=SCHEMA).json()["error"] == AT_FAULT
+    *_, last = site.chat(response_format=SCHEMA, stream=True).text.strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"] == AT_FAULT

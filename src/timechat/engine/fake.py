@@ -22,8 +22,8 @@ def echo(request: Request) -> Sequence[int]:
 class FakeEngine:
     """Answers each request with the tokens of `script`, one every `interval_s`.
 
-    `fails_after` ends each stream FAILED after so many tokens. `requests` and `cancelled` keep
-    what was asked, for tests to look at.
+    `fails_after` ends each stream FAILED after so many tokens, and `misfit` says that those with a
+    schema fail of it. `requests` and `cancelled` keep what was asked, for tests to look at.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class FakeEngine:
         first_s: float = 0.0,
         interval_s: float = 0.0,
         fails_after: int | None = None,
+        misfit: bool = False,
         window: int = 4096,
         kv_tokens: int = 1 << 20,
         logprobs: int | None = 5,
@@ -42,6 +43,7 @@ class FakeEngine:
         self.first_s = first_s
         self.interval_s = interval_s
         self.fails_after = fails_after
+        self.misfit = misfit
         self.requests: list[Request] = []
         self.cancelled: list[Request] = []
         self.ready = False
@@ -77,7 +79,8 @@ class FakeEngine:
         room = request.room(self.capabilities.window)
         for place, token in enumerate(self.script(request)):
             if self.fails_after is not None and place >= self.fails_after:
-                yield Delta(None, Ending.FAILED, detail="as scripted")
+                misfit = self.misfit and request.schema is not None
+                yield Delta(None, Ending.FAILED, detail="as scripted", is_misfit=misfit)
                 return
             if token in request.stop:
                 break

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from timechat.engine.trial import SchemaError
+from timechat.engine.protocol import SchemaError
 
 # Between two parts of JSON, at most: weights that like spaces would say nothing else for ever.
 _SPACES = r"[ \n]{0,16}"
@@ -42,7 +42,11 @@ def find_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Vocabu
 
 
 class Guide:
-    """One answer's way through its schema. Raises ValueError for one that cannot be held."""
+    """One answer's way through its schema.
+
+    Raises SchemaError where it cannot be held, which may show only on the way: llguidance counts
+    its work a token at a time.
+    """
 
     def __init__(self, vocabulary: Vocabulary, schema: str, stop: frozenset[int]) -> None:
         from llguidance import LLMatcher
@@ -75,7 +79,7 @@ class Guide:
     def _check(self) -> None:
         if self._matcher.is_error():
             first, *_ = str(self._matcher.get_error()).splitlines()
-            raise ValueError(f"the schema cannot be held: {first}")
+            raise SchemaError(f"the schema cannot be held: {first}")
 
 
 class GrammarTrial:

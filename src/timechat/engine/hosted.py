@@ -236,7 +236,9 @@ async def _pieces(response: httpx.Response) -> AsyncGenerator[Piece]:
                     break
                 row: Any = json.loads(data)
                 if row.get("error"):
-                    said, _, _ = _error_of(data.encode())
+                    said, param, _ = _error_of(data.encode())
+                    if param and _is_of_the_request(row["error"]):
+                        raise UnsupportedError(param, said)
                     yield Piece(ending=Ending.FAILED, usage=answer.usage, detail=said)
                     return
                 text, said = answer.take(row)
@@ -293,6 +295,11 @@ def _error_of(content: bytes) -> tuple[str, str, str]:
     except (ValueError, AttributeError, RecursionError):
         pass
     return " ".join(content[:200].decode("utf-8", "replace").split()), "", ""
+
+
+def _is_of_the_request(error: Any) -> bool:
+    """Whether an error that came in place of an answer blames what was asked."""
+    return isinstance(error, dict) and error.get("type") == "invalid_request_error"
 
 
 def _said(row: dict[str, Any]) -> Said:

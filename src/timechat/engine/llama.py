@@ -19,7 +19,7 @@ from timechat.engine.choose import choose, named, penalise
 from timechat.engine.grammar import Guide, find_vocabulary
 from timechat.engine.llamacpp import LlamaContext, LlamaModel, Part
 from timechat.engine.prefixes import Prefixes
-from timechat.engine.protocol import Capabilities, Delta, Ending, Request
+from timechat.engine.protocol import Capabilities, Delta, Ending, Request, SchemaError
 from timechat.model.machine import free_memory
 
 # Tokens of a prompt that are read in one step: alone, and while others speak.
@@ -160,22 +160,27 @@ class LlamaCore:
     def _say(self, one: _Running, logits: Tensor) -> list[Delta]:
         request = one.request
         logits = penalise(logits, one.said, request.sampling)
-        allowed = logits
-        if one.guide is not None:
-            if one.guide.is_over and not request.stop:
-                return [Delta(None, Ending.STOP)]
-            try:
-                allowed = one.guide.held(logits)
-            except ValueError as error:  # it took more work than any schema may
-                return [Delta(None, Ending.FAILED, detail=str(error))]
-        token = choose(allowed, request.sampling, one.generator)
+        if one.guide is not None and one.guide.is_over and not request.stop:
+            return [Delta(None, Ending.STOP)]
+        try:
+            token = _chosen(one, logits)
+        except SchemaError as error:  # it took more work than any schema may
+            return [Delta(None, Ending.FAILED, detail=str(error), is_misfit=True)]
         if token in request.stop:
             return [Delta(None, Ending.STOP)]
-        if one.guide is not None:
-            one.guide.take(token)
         one.ids.append(token)
         one.said.append(token)
         deltas = [named(logits, token, request.logprobs)]
         if len(one.said) >= one.room:
             deltas.append(Delta(None, Ending.LENGTH))
         return deltas
+
+
+def _chosen(one: _Running, logits: Tensor) -> int:
+    """The next token, one that its schema allows. Raises SchemaError."""
+    if one.guide is None:
+        return choose(logits, one.request.sampling, one.generator)
+    token = choose(one.guide.held(logits), one.request.sampling, one.generator)
+    if token not in one.request.stop:
+        one.guide.take(token)
+    return token

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from timechat.errors import TimeChatError
+from timechat.errors import TimeChatError, UserError
 
 
 class Ending(Enum):
@@ -30,7 +30,8 @@ class Delta:
     """The next token, or the ending of the stream (then `token` is None).
 
     `logprob` and `top` (other tokens with theirs, likeliest first) are in nats, and there only
-    when asked for. `detail` says why a stream failed.
+    when asked for. `detail` says why a stream failed, and `is_misfit` that it did so because no
+    answer can be held to the request's schema: no fault of the engine, and no hope in asking again.
     """
 
     token: int | None
@@ -38,6 +39,7 @@ class Delta:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     detail: str = ""
+    is_misfit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,22 @@ class EngineError(TimeChatError):
     """An engine is gone, draining or broken; the request was not (wholly) answered."""
 
 
+class SchemaError(UserError):
+    """A schema that answers cannot be held to."""
+
+    param = "response_format.json_schema.schema"
+
+
 class Core(Protocol):
     """A stepped engine. Not thread-safe; whoever owns it calls it from one thread."""
 
     capabilities: Capabilities
 
     def add(self, key: int, request: Request) -> None:
-        """Take a request in; its deltas come out of `step` under `key`. Raises ValueError."""
+        """Take a request in; its deltas come out of `step` under `key`.
+
+        Raises ValueError, or SchemaError where no answer can be held to its schema.
+        """
         ...
 
     def cancel(self, key: int) -> None:

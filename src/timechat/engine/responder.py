@@ -26,6 +26,7 @@ from timechat.engine.protocol import (
     EngineError,
     Request,
     Sampling,
+    SchemaError,
 )
 from timechat.engine.text import TextStream, bytes_of
 from timechat.errors import UserError
@@ -151,7 +152,7 @@ class Responder(Protocol):
         """Yield an empty piece once the ask is taken in, then the answer; closing cancels.
 
         Raises ContextTooLongError, UnsupportedError, BusyError or EngineError before the first
-        piece.
+        piece, and SchemaError there or, where it shows only while it answers, later.
         """
         ...
 
@@ -228,10 +229,15 @@ class LocalResponder:
             ask.logprobs,
         )
         async with self.admission.place(len(prompt) + room):
-            yield Piece(usage=Usage(len(prompt)), notice=notice)
             reader = CallReader(self.scribe.calls if ask.tools else "")
-            async for piece in self._answer(request, ask.stop, reader):
-                yield piece
+            async with contextlib.aclosing(self._answer(request, ask.stop, reader)) as pieces:
+                # Some schemas an engine finds wanting only when it begins to speak.
+                heard = [await anext(pieces)] if ask.schema is not None else []
+                yield Piece(usage=Usage(len(prompt)), notice=notice)
+                for piece in heard:
+                    yield piece
+                async for piece in pieces:
+                    yield piece
 
     async def _answer(
         self, request: Request, stop: tuple[str, ...], reader: CallReader
@@ -241,6 +247,8 @@ class LocalResponder:
         deltas = self.engine.stream(request)
         try:
             async for delta in deltas:
+                if delta.is_misfit:
+                    raise SchemaError(delta.detail)
                 said: tuple[Said, ...] = ()
                 if delta.ending is None:
                     assert delta.token is not None

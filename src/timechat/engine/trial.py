@@ -28,10 +28,10 @@ from typing import Any, cast
 from timechat.engine.admission import BusyError
 from timechat.engine.attendant import Attendant
 from timechat.engine.families import compiled_folder
-from timechat.errors import ModelError, UserError
+from timechat.engine.protocol import SchemaError
+from timechat.errors import ModelError
 from timechat.parent import die_with_parent
 
-PARAM = "response_format.json_schema.schema"
 # Processor time that compiling may take: as long, once, the engine holds up all other answers.
 COMPILE_S = 0.4
 # After so long the child is killed, whether it computes or waits for a processor.
@@ -46,6 +46,7 @@ KNOWN = 512
 # What `response_format` of the type `json_object` asks for.
 ANY_OBJECT = '{"type":"object"}'
 _BROKEN = "the schema cannot be compiled"
+_NOWHERE = object()
 # What the runtime's compiler reads over without a word.
 UNHELD = frozenset(
     {
@@ -58,12 +59,6 @@ _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _ROWS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ALONE = ("items", "additionalProperties", "additionalItems", "propertyNames",
           "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
-
-
-class SchemaError(UserError):
-    """A schema that answers cannot be held to."""
-
-    param = PARAM
 
 
 class SchemaTrial:
@@ -149,6 +144,8 @@ def refusal_of(schema: object) -> str:
         ref = rows.get("$ref", "#")
         if not (isinstance(ref, str) and _resolves(ref, schema)):
             return f"{str(ref)[:80]!r} is not a part of this schema (at {place})"
+        if "$ref" in rows and _leads_nowhere(ref, schema):
+            return f"{ref[:80]!r} leads back to itself, and no answer fits it (at {place})"
     return ""
 
 
@@ -174,8 +171,28 @@ def _schemas(schema: object) -> Iterator[tuple[str, object]]:
 
 def _resolves(ref: str, schema: object) -> bool:
     """Whether a reference is a path into the schema itself."""
-    if not ref.startswith("#"):
-        return False
+    return _at(ref, schema) is not _NOWHERE
+
+
+def _leads_nowhere(ref: str, schema: object) -> bool:
+    """Whether a reference comes back to itself with nothing but references on the way."""
+    seen: set[str] = set()
+    at: object = {"$ref": ref}
+    while isinstance(at, dict):
+        upcoming = cast(dict[str, object], at).get("$ref")
+        if not isinstance(upcoming, str):
+            return False
+        if upcoming in seen:
+            return True
+        seen.add(upcoming)
+        at = _at(upcoming, schema)
+    return False
+
+
+def _at(ref: str, schema: object) -> object:
+    """What a reference names in the schema itself, else `_NOWHERE`."""
+    if not (ref == "#" or ref.startswith("#/")):
+        return _NOWHERE
     at: Any = schema
     for part in ref[1:].split("/")[1:]:
         word = part.replace("~1", "/").replace("~0", "~")
@@ -184,8 +201,8 @@ def _resolves(ref: str, schema: object) -> bool:
         elif isinstance(at, list) and word.isdecimal() and int(word) < len(cast(list[Any], at)):
             at = cast(list[Any], at)[int(word)]
         else:
-            return False
-    return ref == "#" or ref.startswith("#/")
+            return _NOWHERE
+    return at
 
 
 def compiler(folder: Path) -> Callable[[str], None]:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from timechat.engine.protocol import Core, Delta, Ending, Request, Sampling
+from timechat.engine.protocol import Core, Delta, Ending, Request, Sampling, SchemaError
 from timechat.errors import TimeChatError
 from timechat.parent import die_with_parent
 
@@ -40,13 +40,15 @@ def decode_request(row: dict[str, Any]) -> Request:
 
 def encode_delta(key: int, delta: Delta) -> list[Any]:
     ending = delta.ending.value if delta.ending is not None else None
-    return [key, delta.token, ending, delta.logprob, delta.top, delta.detail]
+    said = [delta.logprob, delta.top, delta.detail, delta.is_misfit]
+    return [key, delta.token, ending, *said]
 
 
 def decode_delta(row: list[Any]) -> tuple[int, Delta]:
-    key, token, ending, logprob, top, detail = row
+    key, token, ending, logprob, top, detail, is_misfit = row
     pairs = tuple((int(t), float(v)) for t, v in top)
-    return key, Delta(token, Ending(ending) if ending else None, logprob, pairs, detail)
+    ended = Ending(ending) if ending else None
+    return key, Delta(token, ended, logprob, pairs, detail, is_misfit)
 
 
 class _Lines:
@@ -137,7 +139,8 @@ def _obey(core: Core, row: dict[str, Any], lines: _Lines) -> None:
     try:
         core.add(key, decode_request(row["request"]))
     except Exception as error:  # one bad request must not end the others
-        failed = Delta(None, Ending.FAILED, detail=str(error))
+        misfit = isinstance(error, SchemaError)
+        failed = Delta(None, Ending.FAILED, detail=str(error), is_misfit=misfit)
         lines.write({"deltas": [encode_delta(key, failed)]})
 
 

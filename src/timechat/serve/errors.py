@@ -14,10 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from timechat.engine.admission import BusyError
-from timechat.engine.protocol import EngineError
+from timechat.engine.protocol import EngineError, SchemaError
 from timechat.engine.responder import ContextTooLongError, UnsupportedError
 from timechat.engine.scribe import MessageError
-from timechat.engine.trial import SchemaError
 from timechat.errors import UserError
 
 TYPES = {

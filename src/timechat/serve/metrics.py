@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from timechat.engine.protocol import Ending
 from timechat.engine.responder import LocalResponder, Piece
+from timechat.errors import UserError
 from timechat.serve.registry import Registry, Served
 
 router = APIRouter(tags=["metrics"])
@@ -94,6 +95,9 @@ class Metrics:
                     if piece.ending is not None:
                         ending = piece.ending.value
                     yield piece
+        except UserError:
+            ending = "refused"  # it may show only while it is answered
+            raise
         finally:
             self.answers.labels(label, ending).inc()
             self.whole.labels(label).observe(time.perf_counter() - started)
