@@ -86,6 +86,22 @@ def test_langchain_streams_stops_calls_and_meets_errors(url: str) -> None:
     assert refused.value.code == "context_length_exceeded"
 
 
+def test_langchain_and_litellm_stream_bare_text(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    import litellm
+    from langchain_openai import OpenAI
+
+    model = OpenAI(model="tiny", base_url=url, api_key="any", max_tokens=99, max_retries=0)  # type: ignore[arg-type]
+    assert "".join(model.stream("Hi")) == model.invoke("Hi") == ANSWER
+    parts: Any = litellm.text_completion(
+        model="text-completion-openai/tiny", api_base=url, api_key="any", prompt="Hi",
+        max_tokens=99, stream=True,
+    )  # fmt: skip
+    choices = [part.choices[0] for part in parts]
+    assert "".join(choice.text or "" for choice in choices) == ANSWER
+    assert choices[-1].finish_reason == "stop"
+
+
 def test_litellm_streams_stops_calls_and_meets_errors(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import openai
+import pydantic
 import pytest
 from conftest import build_tokenizer
 
@@ -172,3 +173,56 @@ def test_the_official_client_under_strict_validation_walks_all_the_odd_ways() ->
         with pytest.raises((openai.APIStatusError, openai.APIConnectionError)):
             chat(extra_headers=huge)
         assert json.loads(chat().model_dump_json())["choices"]
+
+
+# OpenAI's own service, as its users recorded it (openai/openai-openapi, pull request 100).
+RECORDED = """data: {"id":"cmpl-8DRxiREy3SiZNrgxq9DScOdNBxwRJ","object":"text_completion",\
+"created":1698216442,"choices":[{"text":"This","index":0,"logprobs":null,"finish_reason":null}],\
+"model":"gpt-3.5-turbo-instruct"}
+
+data: [DONE]
+
+"""
+
+
+def streamed_text(client: openai.OpenAI) -> list[Any]:
+    usage: Any = {"include_usage": True}
+    asked: Any = {"model": "tiny", "prompt": "Hi", "max_tokens": 99, "logprobs": 1}
+    return list(client.completions.create(**asked, stream=True, stream_options=usage))
+
+
+def test_the_official_client_streams_bare_text() -> None:
+    with (
+        listening(build_site()) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0) as client,
+    ):
+        *parts, last = streamed_text(client)
+        whole = client.completions.create(model="tiny", prompt="Hi", max_tokens=99, logprobs=1)
+    choices = [part.choices[0] for part in parts]
+    assert "".join(choice.text for choice in choices) == whole.choices[0].text == ANSWER
+    assert [choice.finish_reason for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
+    assert last.usage == whole.usage
+    said = [choice.logprobs for choice in choices if choice.logprobs]
+    assert whole.choices[0].logprobs is not None
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        streamed = [one for part in said for one in getattr(part, name)]
+        assert streamed == getattr(whole.choices[0].logprobs, name)
+
+
+def test_strict_types_refuse_of_streamed_text_what_openais_own_service_sends_and_no_more() -> None:
+    recorded = httpx.MockTransport(
+        lambda _: httpx.Response(200, text=RECORDED, headers={"content-type": "text/event-stream"})
+    )
+    with httpx.Client(transport=recorded) as theirs, listening(build_site()) as address:
+        for transport, url in ((theirs, "http://openai/v1"), (None, f"{address}/v1")):
+            with (
+                openai.OpenAI(
+                    base_url=url, api_key="x", max_retries=0, http_client=transport,
+                    _strict_response_validation=True,
+                ) as client,
+                pytest.raises(openai.APIResponseValidationError) as refused,
+            ):  # fmt: skip
+                streamed_text(client)
+            assert isinstance(refused.value.__cause__, pydantic.ValidationError)
+            wrong = [error["loc"] for error in refused.value.__cause__.errors()]
+            assert wrong == [("choices", 0, "finish_reason")]

@@ -7,6 +7,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from itertools import accumulate
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -81,25 +82,33 @@ async def chunks(
     with_usage: bool,
     n: int,
 ) -> AsyncGenerator[str]:
+    """The data of each event. `finish_reason` is null until the last one of a choice, as OpenAI's
+    own service has it; the types of its client forget that, and refuse it where they are strict
+    (docs/serving.md)."""
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
     usages = [Usage()] * num_choices
+    offsets = [0] * num_choices
     usages[first[0]] = first[1].usage
     async for choice, piece in pieces:
         usages[choice] = piece.usage
         if piece.ending is Ending.FAILED:
             raise EngineError(piece.detail)
         if piece.text or piece.said or piece.ending is not None:
-            row = choice_row(choice, piece.text, [piece], piece.ending)
+            row = choice_row(choice, piece.text, [piece], piece.ending, offsets[choice])
+            offsets[choice] += sum(len(one.text) for one in piece.said)
             yield json.dumps({**head, "choices": [row], **extra}, ensure_ascii=False)
     if with_usage:
         yield json.dumps({**head, "choices": [], "usage": total_usage(usages, n)})
 
 
-def choice_row(index: int, text: str, pieces: list[Piece], ending: Ending | None) -> dict[str, Any]:
+def choice_row(
+    index: int, text: str, pieces: list[Piece], ending: Ending | None, offset: int = 0
+) -> dict[str, Any]:
+    """A choice, or a part of one that begins `offset` characters into its tokens' text."""
     said = [one for piece in pieces for one in piece.said]
     logprobs: dict[str, Any] | None = None
     if said:
-        offsets = [sum(len(s.text) for s in said[:i]) for i in range(len(said))]
+        offsets = [*accumulate((len(one.text) for one in said), initial=offset)][:-1]
         logprobs = {
             "tokens": [s.text for s in said],
             "token_logprobs": [s.logprob for s in said],
