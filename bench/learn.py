@@ -136,8 +136,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("learn.jsonl"))
     parser.add_argument("--count", type=int, default=10, help="How many of the ten.")
+    parser.add_argument("--bare", action="store_true", help="Give no other wordings.")
     given = parser.parse_args()
     chosen = CORRECTIONS[: given.count]
+    if given.bare:
+        chosen = [(asked, right, fact, (), hidden) for asked, right, fact, _, hidden in chosen]
     wrong = None
     for seed in given.seeds:
         with tempfile.TemporaryDirectory() as scratch:

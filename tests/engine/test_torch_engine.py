@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from conftest import ROWS, build_model
 
+from timechat.engine.greedy import MOST_ROWS, MOST_TOKENS, in_batches
 from timechat.engine.protocol import Delta, Ending, Sampling
 from timechat.engine.torch import TorchEngine, window_of
 from timechat.model.render import Renderer
@@ -39,6 +41,40 @@ def test_a_batch_of_n_equals_n_of_one(renderer: Renderer) -> None:
     for prompt, answer in zip(prompts, together, strict=True):
         alone = [d.token for d in stream(engine, prompt, GREEDY) if d.token is not None]
         assert answer == alone
+
+
+def test_rows_that_end_leave_the_others_answers_alone(renderer: Renderer) -> None:
+    engine = TorchEngine(build_model())
+    prompts = [renderer.prompt(row.question) for row in ROWS]
+    free = engine.answers(prompts, 12, frozenset())
+
+    def ended(stop: frozenset[int]) -> list[list[int]]:
+        ends = [next((i + 1 for i, t in enumerate(a) if t in stop), len(a)) for a in free]
+        return [answer[:end] for answer, end in zip(free, ends, strict=True)]
+
+    stops = [frozenset(pair) for pair in combinations({t for a in free for t in a}, 2)]
+    stop = max(stops, key=lambda pair: len(set(map(len, ended(pair)))))
+    assert len(set(map(len, ended(stop)))) > 2, "the rows end one after another"
+    assert engine.answers(prompts, 12, stop) == ended(stop)
+
+
+def test_a_batch_holds_so_many_tokens_and_each_prompt_once() -> None:
+    prompts = [[1] * length for length in (9000, 10, 4000, 4000, 200, *[20] * 100)]
+    batches = in_batches(prompts)
+    assert sorted(place for batch in batches for place in batch) == list(range(len(prompts)))
+    for batch in batches:
+        longest = max(len(prompts[place]) for place in batch)
+        assert len(batch) <= MOST_ROWS
+        assert len(batch) * longest <= MOST_TOKENS or len(batch) == 1
+
+
+def test_the_head_is_not_copied_for_each_prompt(renderer: Renderer) -> None:
+    model = build_model()
+    prompts = [renderer.prompt(row.question) for row in ROWS]
+    seen: list[bool] = []
+    model.lm_head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
+    TorchEngine(model).answers(prompts, 3, frozenset())
+    assert seen == [True] * 3
 
 
 def test_a_stop_token_ends_the_answer(renderer: Renderer) -> None:

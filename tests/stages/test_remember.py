@@ -123,7 +123,7 @@ def test_hostile_content_is_said_and_asked_anew(base: Loaded, general: General, 
     assert again.ask(general, nothing) == asked
 
 
-PROMPTS = [list(range(1, 4 + i % 9)) for i in range(100)]
+PROMPTS = [list(range(1, 4 + i % 9)) for i in range(200)]
 
 
 def test_an_evaluation_that_was_stopped_goes_on_and_ends_as_if_it_never_was(
@@ -151,7 +151,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_ends_as_if_it_never_was(
     monkeypatch.setattr(TorchEngine, "answers", counted)
     again, seconds = Memory(base, Watcher()).answer(PROMPTS, 6, nothing)
     assert again == whole
-    assert asked == [48, 48, 4]
+    assert asked == [96, 96, 8]
     known, told = Memory(base, Watcher()).answer(PROMPTS, 6, nothing)
     assert (known, told, len(asked)) == (whole, seconds, 3)
 

@@ -25,7 +25,8 @@ import torch
 import transformers
 
 from timechat.data.pack import Example
-from timechat.engine.torch import TorchEngine, in_batches
+from timechat.engine.greedy import in_batches
+from timechat.engine.torch import TorchEngine
 from timechat.evals.run import Choosing, Likelihood, Progress, choose, likelihoods
 from timechat.evals.suite import Choice, General
 from timechat.model.load import Loaded, digest_folder
