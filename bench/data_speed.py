@@ -79,7 +79,7 @@ def measure(count: int) -> dict[str, Any]:
     from timechat.data.links import TOGETHER, relate
     from timechat.data.near import Askings
     from timechat.recipe import Data
-    from timechat.stages.prepare import prepare
+    from timechat.stages.preparing.prepare import prepare
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -19,7 +19,7 @@ from llama_cpp import Llama
 
 from timechat.engine.torch import TorchEngine
 from timechat.model.load import Loaded, load, resolve
-from timechat.stages import hearing
+from timechat.stages.exporting import hearing
 
 WINDOW, NUM_WINDOWS, NUM_QUESTIONS, ANSWER = 256, 4, 8, 24
 

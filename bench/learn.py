@@ -26,8 +26,8 @@ from timechat.engine.torch import TorchEngine
 from timechat.evals.scorers import contains
 from timechat.ledger.judging import Answer, Item, Judgement
 from timechat.model.load import Loaded, load, resolve
-from timechat.stages.annotate import open_folder
-from timechat.stages.versions import versions
+from timechat.stages.annotating.annotate import open_folder
+from timechat.stages.runs.versions import versions
 from timechat.store import append_line
 
 # Question as asked, the right answer, what must be in it, other wordings that the author of the

@@ -25,8 +25,8 @@ from timechat.data.sources import read_questions
 from timechat.recipe import Recipe, parse_recipe
 from timechat.records import Report
 from timechat.shipped import shipped
-from timechat.stages.train import train
-from timechat.stages.versus import versus
+from timechat.stages.comparing.compare import compare
+from timechat.stages.training.train import train
 from timechat.store import read_json, write_lines
 
 NOTHING_HELD = {"replay": 0.0, "average": 0.0, "word_dropout": 0.0}
@@ -123,7 +123,7 @@ def main() -> None:
         if given.all_general and read_json(run / "report.json")["retention"]["n"] < ALL_GENERAL:
             # A short run asks a fifth of the general questions: too few to tell a loss of 12
             # points from one of 5.
-            versus([str(run)], None, "", None, Display())
+            compare([str(run)], None, "", None, Display())
     print("| run | answer score | general ability, points | verdict | general answers, nats |"
           " prose, nats | strength | training s |")  # fmt: skip
     print("|" + " --- |" * 8)

@@ -20,10 +20,10 @@ from pathlib import Path
 from timechat.model.machine import machine_name
 from timechat.recipe import load_recipe
 from timechat.shipped import shipped
-from timechat.stages import train as stage
-from timechat.stages.learn import Learner
-from timechat.stages.room import enter
-from timechat.stages.select import Candidate
+from timechat.stages.training import train as stage
+from timechat.stages.training.context import build_context
+from timechat.stages.training.learner import Learner
+from timechat.stages.training.select import Candidate
 from timechat.stages.watch import Watcher
 
 
@@ -88,9 +88,9 @@ def main() -> None:
     stage.Learner = Measured
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         out = Path(scratch) / "run"
-        room = enter(load_recipe(shipped("helpdesk/recipe.yaml")), out, Watcher())
+        context = build_context(load_recipe(shipped("helpdesk/recipe.yaml")), out, Watcher())
         try:
-            stage._learn(room)
+            stage._learn(context)
         except DoneError:
             print(json.dumps(Measured.figures, indent=2))
 

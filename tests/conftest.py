@@ -167,7 +167,7 @@ async def longest_hold() -> float:
 
 def start_served(base: Path) -> Capabilities:
     """What the engine that `serve` takes for `base` says of itself, once it has started."""
-    from timechat.stages.serve import find_models, open_model
+    from timechat.stages.serving.serve import find_models, open_model
 
     (found,) = find_models([str(base)], print)
 

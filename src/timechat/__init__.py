@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from timechat.engine.blocking import BlockingResponder
     from timechat.recipe import Recipe
     from timechat.records import Plan, Report
-    from timechat.stages.prepare import Prepared
-    from timechat.stages.show import Shown
-    from timechat.stages.train import Run
+    from timechat.stages.preparing.prepare import Prepared
+    from timechat.stages.preparing.show import Shown
+    from timechat.stages.training.train import Run
     from timechat.stages.watch import Watcher
 
 __all__ = ["chat", "compare", "plan", "prepare", "resume", "show", "train"]
@@ -40,7 +40,7 @@ def prepare(
     `columns` maps roles to column names of a CSV or TSV. Raises DataError.
     """
     from timechat.recipe import parse_recipe
-    from timechat.stages.prepare import prepare as run
+    from timechat.stages.preparing.prepare import prepare as run
 
     data = {
         "train": [str(path) for path in inputs],
@@ -54,14 +54,14 @@ def prepare(
 def show(folder: str | Path, rows: int = 3, base: str = "") -> list[Shown]:
     """The first rows of a prepared folder or a run in pieces: their text, their loss weight, and
     whether each is a control token. Without `base` the run's base renders them, or the starter."""
-    from timechat.stages.show import show as run
+    from timechat.stages.preparing.show import show as run
 
     return run(Path(folder), rows, base)
 
 
 def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
     """What training this recipe will take, each number with its rule; trains nothing."""
-    from timechat.stages.train import preview
+    from timechat.stages.training.train import preview
 
     return preview(_recipe(recipe))
 
@@ -76,7 +76,7 @@ def train(
     `out` is `runs/` and the recipe's name when not given. Raises UserError before training for
     whatever the user can mend.
     """
-    from timechat.stages.train import train as run
+    from timechat.stages.training.train import train as run
 
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     return run(_recipe(recipe), Path(out) if out is not None else Path("runs") / name, watcher)
@@ -84,7 +84,7 @@ def train(
 
 def resume(run: str | Path, watcher: Watcher | None = None) -> Run:
     """Go on with the run in a folder from its newest checkpoint."""
-    from timechat.stages.train import resume as go_on
+    from timechat.stages.training.train import resume as go_on
 
     return go_on(Path(run), watcher)
 
@@ -97,13 +97,13 @@ def compare(
     watcher: Watcher | None = None,
 ) -> Report:
     """A run's before and after again (one name), or any two models on the same questions."""
-    from timechat.stages.versus import versus
+    from timechat.stages.comparing.compare import compare as run
     from timechat.stages.watch import Watcher
 
     asked = Path(questions) if questions is not None else None
     place = Path(out) if out is not None else None
     names = [str(name) for name in models]
-    return versus(names, asked, system, place, watcher or Watcher())[0]
+    return run(names, asked, system, place, watcher or Watcher())[0]
 
 
 def chat(model: str | Path) -> BlockingResponder:
@@ -111,7 +111,7 @@ def chat(model: str | Path) -> BlockingResponder:
 
     Use it in a `with` block, or `close` it: the model runs in a process of its own.
     """
-    from timechat.stages.chat import open_responder
+    from timechat.stages.serving.chat import open_responder
 
     return open_responder(str(model))
 

@@ -178,7 +178,7 @@ def test_a_full_disk_and_a_closed_folder_end_with_status_2_and_advice(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import timechat.stages.prepare as stage
+    import timechat.stages.preparing.prepare as stage
 
     def fail(*_: object) -> None:
         raise error
@@ -191,7 +191,7 @@ def test_a_full_disk_and_a_closed_folder_end_with_status_2_and_advice(
 def test_any_other_fault_is_shown_with_its_traceback(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import timechat.stages.prepare as stage
+    import timechat.stages.preparing.prepare as stage
 
     def fail(*_: object) -> None:
         raise ValueError("a bug of ours")

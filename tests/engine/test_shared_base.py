@@ -16,8 +16,8 @@ from timechat.engine.torch import TorchEngine
 from timechat.model.adapt import attach
 from timechat.model.load import Source, load, pick_dtype
 from timechat.model.peft import save_adapter
-from timechat.stages import serve
-from timechat.stages.serve import find_models
+from timechat.stages.serving import serve
+from timechat.stages.serving.serve import find_models
 
 PROMPT = [5, 6, 7, 8]
 

@@ -17,9 +17,9 @@ from timechat.evals.suite import OWN, Task, general_suite
 from timechat.model.render import Renderer
 from timechat.recipe import load_recipe
 from timechat.records import Measure, Score
-from timechat.stages.checks import check_retention
-from timechat.stages.compare import OWN_NAME, measure_all
-from timechat.stages.snapshot import Snapshot
+from timechat.stages.evaluating.checks import check_retention
+from timechat.stages.evaluating.report import OWN_NAME, measure_all
+from timechat.stages.evaluating.snapshot import Snapshot
 
 
 def write(path: Path, *rows: object) -> Path:

@@ -20,8 +20,8 @@ from timechat.model.adapt import adapters, attach
 from timechat.model.choose import set_activation
 from timechat.model.load import digest_folder, load, resolve
 from timechat.model.peft import save_adapter
-from timechat.stages import hearing, target
-from timechat.stages.export import export
+from timechat.stages.exporting import hearing, target
+from timechat.stages.exporting.export import export
 from timechat.store import read_json
 
 QUESTIONS = [

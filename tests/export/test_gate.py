@@ -39,9 +39,9 @@ from timechat.export.tolerance import FLOOR, tolerance_for
 from timechat.model.adapt import attach
 from timechat.model.load import digest_folder
 from timechat.model.peft import save_adapter
-from timechat.stages import export as stage
-from timechat.stages import hearing
-from timechat.stages.export import export
+from timechat.stages.exporting import export as stage
+from timechat.stages.exporting import hearing
+from timechat.stages.exporting.export import export
 
 QUESTIONS = [
     Conversation(str(i), (Message("user", f"What is {i}?"), Message("assistant", f"It is {i}.")))

@@ -21,9 +21,9 @@ from timechat.export.layered import Layered, build_shell, hear_layered
 from timechat.model.adapt import adapters, attach
 from timechat.model.load import digest_folder
 from timechat.model.peft import save_adapter
-from timechat.stages import export as stage
-from timechat.stages import hearing, target
-from timechat.stages.export import Exported, export
+from timechat.stages.exporting import export as stage
+from timechat.stages.exporting import hearing, target
+from timechat.stages.exporting.export import Exported, export
 from timechat.store import read_json
 
 STOPS = frozenset({2})
@@ -224,8 +224,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path[:0] = json.loads(sys.argv[3])
-from timechat.stages import hearing, target
-from timechat.stages.export import export
+from timechat.stages.exporting import hearing
+from timechat.stages.exporting import target
+from timechat.stages.exporting.export import export
 from test_layered import QUESTIONS
 hearing.answer_conversations = lambda split: QUESTIONS
 if sys.argv[4] == "layered":

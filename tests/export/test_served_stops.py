@@ -11,9 +11,9 @@ from tiny import write_family
 from transformers import AutoTokenizer
 
 from timechat.errors import ModelError
-from timechat.stages import hearing
-from timechat.stages.export import export
-from timechat.stages.serve import find_models, open_model, split_name
+from timechat.stages.exporting import hearing
+from timechat.stages.exporting.export import export
+from timechat.stages.serving.serve import find_models, open_model, split_name
 
 
 @pytest.fixture

@@ -27,17 +27,17 @@ from serve.tuning_site import TuningSite, serve_forever
 from timechat.cli.main import main as timechat
 from timechat.evals import suite
 from timechat.ledger import leases
-from timechat.stages import child, errand, worker
-from timechat.stages import plan as plan_stage
+from timechat.stages.jobs import executor, process, worker
+from timechat.stages.training import plan as plan_stage
 
 FORGED = str(Path(__file__).with_name("forged.py"))
 
 
 def serve(path: str, ledger: str, state: str, base: str, port: int) -> None:
-    child.GRACE_S = 0.3  # a fork does not look whether its parent lives
-    errand.BEAT_S = worker.LOOK_S = 0.1
+    process.GRACE_S = 0.3  # a fork does not look whether its parent lives
+    executor.BEAT_S = worker.LOOK_S = 0.1
     leases.LEASE_MS = 5000
-    errand.MAX_ATTEMPTS = 100  # that it gives up in the end has a test of its own
+    executor.MAX_ATTEMPTS = 100  # that it gives up in the end has a test of its own
     command = (sys.executable, "-S", FORGED, path)
     serve_forever(TuningSite(Path(state), ledger, command, Path(base)), port)
 

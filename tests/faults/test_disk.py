@@ -14,7 +14,7 @@ import pytest
 from harness import FAIL_FROM, FAIL_ONCE, SHORT_WRITE, Zygote
 
 from timechat.manifest import newest, verify
-from timechat.stages import keep
+from timechat.stages.runs import keep
 
 # Left to `make test-faults`.
 LATER = (pytest.mark.slow, pytest.mark.faults)

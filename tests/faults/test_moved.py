@@ -16,7 +16,7 @@ from test_disk import errors_of
 from test_record import place as place
 
 from timechat.recipe import load_recipe
-from timechat.stages.prepare import prepare
+from timechat.stages.preparing.prepare import prepare
 from timechat.store import read_json, read_lines
 
 # Left to `make test-faults`.

@@ -8,7 +8,7 @@ import pytest
 from harness import COUNT, FAIL_FROM, KILL_AFTER, KILL_BEFORE, Zygote
 from test_disk import errors_of
 
-from timechat.stages.prepare import load_prepared
+from timechat.stages.preparing.prepare import load_prepared
 from timechat.store import sweep
 
 # Left to `make test-faults`.

@@ -16,7 +16,7 @@ from harness import KILL_BEFORE, Zygote, proof, write_recipe
 from test_disk import errors_of
 
 from timechat.manifest import checkpoints, read_manifest
-from timechat.stages.record import ENVIRONMENT
+from timechat.stages.runs.record import ENVIRONMENT
 from timechat.store import read_json, read_lines, write_json
 from timechat.training.saver import Saver
 

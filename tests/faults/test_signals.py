@@ -126,8 +126,8 @@ def test_a_second_process_on_one_run_is_refused_by_name(
     zygote: Zygote, recipe: Path, tmp_path: Path
 ) -> None:
     from timechat.errors import RunError
-    from timechat.stages.runs import describe, remove
-    from timechat.stages.train import resume
+    from timechat.stages.runs.listing import describe, remove
+    from timechat.stages.training.train import resume
 
     out = tmp_path / "run"
     pid = zygote.start(out, write_recipe(tmp_path, epochs=40))

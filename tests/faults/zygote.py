@@ -36,10 +36,10 @@ from timechat.errors import StoppedError, TimeChatError
 from timechat.evals import suite
 from timechat.parent import PARENT
 from timechat.recipe import load_recipe
-from timechat.stages import plan as plan_stage
-from timechat.stages import train as train_stage
-from timechat.stages.prepare import prepare
-from timechat.stages.tune import tune
+from timechat.stages.preparing.prepare import prepare
+from timechat.stages.training import plan as plan_stage
+from timechat.stages.training import train as train_stage
+from timechat.stages.training.tune import tune
 from timechat.stages.watch import Watcher
 from timechat.training.loop import Trainer
 

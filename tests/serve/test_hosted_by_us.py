@@ -22,7 +22,7 @@ from timechat.engine.hosted import HostedResponder
 from timechat.engine.responder import Ask, Responder
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Served
-from timechat.stages.serve import find_models, open_model
+from timechat.stages.serving.serve import find_models, open_model
 
 
 class Relay(Site):

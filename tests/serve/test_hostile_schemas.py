@@ -13,7 +13,7 @@ from timechat.engine.admission import BusyError
 from timechat.engine.protocol import Sampling, SchemaError
 from timechat.engine.responder import Ask, LocalResponder
 from timechat.engine.trial import QUEUE_S
-from timechat.stages.serve import find_models, open_model
+from timechat.stages.serving.serve import find_models, open_model
 
 pytestmark = pytest.mark.slow
 PERSON = {

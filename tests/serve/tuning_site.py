@@ -28,10 +28,10 @@ from timechat.serve.registry import Registry, Served
 from timechat.serve.settings import Settings
 from timechat.serve.studio.mount import mount_studio
 from timechat.serve.tuning import ROUTERS, Tuning, with_uploads
-from timechat.stages import errand, worker
-from timechat.stages.serve import Opened
+from timechat.stages.jobs import executor, worker
+from timechat.stages.serving.serve import Opened
 
-TRAINER = str(Path(__file__).parents[1] / "stages" / "trainer.py")
+TRAINER = str(Path(__file__).parents[1] / "stages" / "jobs" / "trainer.py")
 
 
 class TuningSite(Site):
@@ -104,7 +104,7 @@ def open_place(state: Path, name: str = "tiny") -> Generator[Place]:
     """A listening server whose jobs are trained by a stand-in."""
     patch = pytest.MonkeyPatch()
     patch.setattr(worker, "LOOK_S", 0.05)
-    patch.setattr(errand, "BEAT_S", 0.05)
+    patch.setattr(executor, "BEAT_S", 0.05)
 
     def open_tuned(name: str, folder: Path) -> Any:
         assert folder.is_dir()

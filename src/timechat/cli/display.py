@@ -19,9 +19,9 @@ from rich.text import Text
 
 from timechat.records import Plan, Report, StepRecord
 from timechat.stages.doctor import Finding
-from timechat.stages.export import Exported
-from timechat.stages.runs import Listed
-from timechat.stages.show import Shown
+from timechat.stages.exporting.export import Exported
+from timechat.stages.preparing.show import Shown
+from timechat.stages.runs.listing import Listed
 from timechat.stages.watch import Watcher
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)

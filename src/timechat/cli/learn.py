@@ -12,9 +12,9 @@ import click
 from timechat.cli.display import Display, console
 from timechat.cli.signals import STOP
 from timechat.errors import RecipeError
-from timechat.stages.lesson import learn
-from timechat.stages.verdict import SINCE
-from timechat.stages.versions import Version, go_back, take_offered
+from timechat.stages.learning.learn import learn
+from timechat.stages.learning.verdict import SINCE
+from timechat.stages.runs.versions import Version, go_back, take_offered
 
 
 def work(run: Path, seed: int, is_yes: bool, is_strict: bool, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from timechat.cli.display import console
 from timechat.conversation import Message
 from timechat.engine.blocking import BlockingResponder
 from timechat.engine.protocol import Ending, Sampling
-from timechat.stages.chat import open_responder
+from timechat.stages.serving.chat import open_responder
 
 HELP = "/new starts over, /quit leaves, Ctrl-C stops an answer"
 

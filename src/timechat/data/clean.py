@@ -1,7 +1,7 @@
 """Cleaning: small steps from a conversation to a verdict, `Keep`, `Flag`, `Edit` or `Drop`.
 
 The steps that need nothing but the row's turns. Which steps are taken, and in which order, is
-`data.steps`'; counting and writing down what was touched is `stages.prepare`'s.
+`data.steps`'; counting and writing down what was touched is `stages.preparing.prepare`'s.
 """
 
 from __future__ import annotations

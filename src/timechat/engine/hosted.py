@@ -2,7 +2,7 @@
 
 vLLM, llama.cpp's server, another TimeChat or a paid one: the conversation goes there as it is, and
 what comes back is read as a stream of strangers' bytes, with bounds. Which address and key is the
-caller's matter (`stages.chat`, `stages.serve`).
+caller's matter (`stages.serving.chat`, `stages.serving.serve`).
 """
 
 from __future__ import annotations

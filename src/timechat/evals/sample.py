@@ -1,7 +1,7 @@
 """A part of the general suite that stands for the whole: the same share of every group.
 
 The draw is fixed: the same part for every model, and a smaller part lies within a larger one.
-How large a part a run can afford is decided in `stages.allowance`.
+How large a part a run can afford is decided in `stages.evaluating.budget`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is then heard on the same tokens, and the two are *judged* within a tolerance.
 Engines that cannot be asked for the likelihood of given tokens (OpenVINO, an HTTP server) are
 judged by `judge_engine`: they answer greedily, and may leave the reference's answer only where it
 was itself all but undecided; where they name log-probabilities, those are compared up to there.
-`stages/vet` does that with whatever `serve` loads.
+`stages/serving/vet` does that with whatever `serve` loads.
 
 Reading what was written back is for `readback`, how much is allowed for `tolerance`.
 """

@@ -2,7 +2,7 @@
 
 The calls are what a terminal and a page need alike: `claim`, `answer`, `undo`. What may be said of
 an item is `judging`'s; where items come from, and what becomes of the judgements, is for
-`stages.annotate` and `stages.collect`.
+`stages.annotating.annotate` and `stages.annotating.collect`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Files that clients uploaded: who owns them, what they are called, and where their bytes lie.
 
 Bytes lie in `folder` under the id that we gave, never under the client's name. What is in them is
-for `stages.jobs`.
+for `stages.jobs.job`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Fine-tuning jobs: made, found, steered, and a story of each that is told once.
 
 An event has a key within its job, so telling it again after a crash changes nothing. Who works on
-a job is for `leases`, what it does for `stages.worker`, how it looks to clients for `serve.jobs`.
+a job is for `leases`, what it does for `stages.jobs.worker`, how it looks to clients for
+`serve.jobs`.
 """
 
 from __future__ import annotations

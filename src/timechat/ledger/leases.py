@@ -1,7 +1,7 @@
 """Who works on which job: each is leased to one worker, and written about only by its holder.
 
 A lease runs out when its holder stops renewing it; a worker that finds out that another is dead may
-release what that one held at once. What is done with a job is `stages.worker`'s.
+release what that one held at once. What is done with a job is `stages.jobs.worker`'s.
 """
 
 from __future__ import annotations

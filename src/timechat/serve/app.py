@@ -1,7 +1,8 @@
 """The application: one factory, to which other rooms add their routers.
 
-Routes find what they need in `request.app.state` (`registry`, `settings`, `keys`) and the caller in
-`request.state.caller`; the guard has admitted them before. Opening models is `stages.serve`'s.
+Routes find what they need in `request.app.state` (`registry`, `settings`, `keys`) and the caller
+in `request.state.caller`; the guard has admitted them before. Opening models is
+`stages.serving.serve`'s.
 """
 
 from __future__ import annotations

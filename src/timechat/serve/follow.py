@@ -1,8 +1,8 @@
 """A served run follows its own link: where `RUN/best` moves, that takes over the run's name.
 
-`timechat learn RUN --switch` and `--back`, the button in the studio and a person with `ln` all move
-that link (`stages.versions`). The new version is loaded and warmed first, the name changes hands
-between two requests, and answers that run on the former one end there (`registry`).
+`timechat learn RUN --switch` and `--back`, the button in the studio and a person with `ln` all
+move that link (`stages.runs.versions`). The new version is loaded and warmed first, the name
+changes hands between two requests, and answers that run on the former one end there (`registry`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from timechat.errors import UserError
 from timechat.serve.registry import Registry, Served
-from timechat.stages.serve import Opened, find_models, open_model
-from timechat.stages.versions import BEST
+from timechat.stages.runs.versions import BEST
+from timechat.stages.serving.serve import Opened, find_models, open_model
 
 LOOK_S = 1.0
 

@@ -14,7 +14,7 @@ from timechat.ledger.jobs import Checkpoint, Event, Job, Jobs
 from timechat.serve.errors import ApiError
 from timechat.serve.files import list_row
 from timechat.serve.gate import gate_of
-from timechat.stages.jobs import check_hyperparameters
+from timechat.stages.jobs.job import check_hyperparameters
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 Limit = Annotated[int, Query(ge=1, le=100)]

@@ -18,7 +18,7 @@ from timechat.serve.registry import Registry, Served
 from timechat.serve.settings import Settings
 from timechat.serve.studio.mount import mount_studio
 from timechat.serve.tuning import ROUTERS, Tuning, with_uploads
-from timechat.stages.serve import Opened, open_model
+from timechat.stages.serving.serve import Opened, open_model
 
 
 class Server(uvicorn.Server):

@@ -17,7 +17,7 @@ from timechat.ledger.models import Models, TunedModel
 from timechat.serve.errors import ApiError
 from timechat.serve.gate import gate_of
 from timechat.serve.registry import Registry, Served
-from timechat.stages.serve import open_tuned
+from timechat.stages.serving.serve import open_tuned
 
 router = APIRouter(tags=["models"])
 PLACES = 2

@@ -24,8 +24,8 @@ from timechat.serve import files, jobs, tuned, uploads
 from timechat.serve.keys import Keys
 from timechat.serve.registry import Registry
 from timechat.serve.settings import Settings
-from timechat.stages.serve import Opened
-from timechat.stages.worker import Worker
+from timechat.stages.jobs.worker import Worker
+from timechat.stages.serving.serve import Opened
 
 KEYS_S = 2.0
 ROUTERS: tuple[APIRouter, ...] = (files.router, uploads.router, jobs.router, tuned.router)

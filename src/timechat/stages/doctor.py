@@ -14,7 +14,7 @@ from timechat.model.load import pick_dtype
 from timechat.model.starter import FOLDER, cache_folder
 from timechat.planning import STEP_EFFICIENCY
 from timechat.stages.environment import PACKAGES, package_version
-from timechat.stages.remember import answers_folder
+from timechat.stages.evaluating.cache import answers_folder
 
 GIB = 2**30
 

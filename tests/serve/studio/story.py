@@ -14,7 +14,7 @@ from timechat.manifest import write_manifest
 from timechat.model.load import Source
 from timechat.serve.registry import Served
 from timechat.serve.studio.lessons import Lessons
-from timechat.stages.serve import Opened
+from timechat.stages.serving.serve import Opened
 
 # Whose children the fixture of this folder ends.
 BEGUN: list[Lessons] = []

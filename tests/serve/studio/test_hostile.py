@@ -19,7 +19,7 @@ from timechat.evals.report import write_report
 from timechat.ledger.judging import Answer, Item, Suggestion
 from timechat.recipe import Data
 from timechat.records import Check, Measure, Report, Sample
-from timechat.stages.prepare import prepare
+from timechat.stages.preparing.prepare import prepare
 
 pytestmark = BROWSER
 # What may not come out of text: elements that run, fetch, frame or change the page.

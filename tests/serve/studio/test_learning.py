@@ -13,7 +13,7 @@ import httpx
 from serve.conftest import Site
 from serve.studio.story import RIGHT, WRONG, build_story
 from timechat.serve.follow import Follower
-from timechat.stages.versions import in_use, take_offered
+from timechat.stages.runs.versions import in_use, take_offered
 
 SAID = {
     "conversation": "c1", "model": "shop", "verdict": "correct", "value": RIGHT, "answer": WRONG,

@@ -53,7 +53,7 @@ def annotate(
     from timechat.cli.display import Display, console
     from timechat.cli.labels import work
     from timechat.ledger.judging import check_name
-    from timechat.stages.annotate import open_folder, suggest
+    from timechat.stages.annotating.annotate import open_folder, suggest
 
     by = check_name(by)
     opened = open_folder(
@@ -92,7 +92,7 @@ def agreement(folder: Path, ledger: str | None, as_json: bool) -> None:
     timechat agreement prepared
     """
     from timechat.cli.labels import show_agreement
-    from timechat.stages.annotate import measure_agreement, reopen
+    from timechat.stages.annotating.annotate import measure_agreement, reopen
 
     found = measure_agreement(reopen(folder, ledger))
     show_agreement(found)
@@ -119,8 +119,8 @@ def collect(folder: Path, shape: str, out: Path, ledger: str | None, as_json: bo
     timechat collect runs/demo --as pairs --out pairs.jsonl
     """
     from timechat.cli.display import console
-    from timechat.stages.annotate import reopen
-    from timechat.stages.collect import collect as run
+    from timechat.stages.annotating.annotate import reopen
+    from timechat.stages.annotating.collect import collect as run
 
     done = run(reopen(folder, ledger), shape, out)
     left = "".join(f", {count} left out: {why}" for why, count in done.left_out.items())

@@ -47,8 +47,8 @@ def prepare(
     """
     from timechat.cli.display import Display, console
     from timechat.recipe import apply_override, parse_recipe
-    from timechat.stages.prepare import prepare as run
-    from timechat.stages.prepare import recognised
+    from timechat.stages.preparing.prepare import prepare as run
+    from timechat.stages.preparing.prepare import recognised
 
     raw: dict[str, Any] = {
         "data": {
@@ -72,7 +72,7 @@ def prepare(
         raise click.UsageError("name the folder to leave the rows in with --out, or give --look")
     count = None
     if data.clean.max_tokens is not None:
-        from timechat.stages.lengths import token_counter
+        from timechat.stages.preparing.lengths import token_counter
 
         count = token_counter(base)
     prepared = run(data, out, Display().say, count)
@@ -98,7 +98,7 @@ def show(folder: Path, rows: int, base: str, as_json: bool) -> None:
     timechat show runs/demo
     """
     from timechat.cli.display import show_rows
-    from timechat.stages.show import show as run
+    from timechat.stages.preparing.show import show as run
 
     shown = run(folder, rows, base)
     show_rows(shown)

@@ -27,7 +27,7 @@ def export(model: str, form: str, out: Path, quantize: str, measure: bool, as_js
     timechat export runs/demo@step-40 --format adapter --out demo-adapter
     """
     from timechat.cli.display import Display, show_export
-    from timechat.stages.export import export as run
+    from timechat.stages.exporting.export import export as run
 
     done = run(model, form, out, quantize, measure, Display())
     show_export(done)

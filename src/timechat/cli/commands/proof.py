@@ -86,11 +86,11 @@ def compare(
     timechat compare report-of-a report-of-b
     """
     from timechat.cli.display import Display
-    from timechat.stages.arms import parse_arms
-    from timechat.stages.contest import Options
-    from timechat.stages.hosted import parse_prices
-    from timechat.stages.library import parse_embedder
-    from timechat.stages.versus import versus
+    from timechat.stages.comparing.arms import parse_arms
+    from timechat.stages.comparing.compare import compare as run
+    from timechat.stages.comparing.contest import Options
+    from timechat.stages.comparing.documents import parse_embedder
+    from timechat.stages.comparing.hosted import parse_prices
 
     options = Options(
         parse_arms(arms, documents),
@@ -104,7 +104,7 @@ def compare(
         retention,
         harness,
     )
-    report, folder = versus(models, questions, system, out, Display(), options)
+    report, folder = run(models, questions, system, out, Display(), options)
     finish(report, folder, strict, as_json)
 
 

@@ -20,7 +20,7 @@ def runs(folder: Path, as_json: bool) -> None:
     timechat runs elsewhere --json
     """
     from timechat.cli.display import show_runs
-    from timechat.stages.runs import list_runs
+    from timechat.stages.runs.listing import list_runs
 
     found = list_runs(folder)
     show_runs(found, folder)
@@ -37,7 +37,7 @@ def rm(names: tuple[str, ...], yes: bool) -> None:
     timechat rm runs/first
     timechat rm runs/demo@step-40 --yes
     """
-    from timechat.stages.runs import parse, remove
+    from timechat.stages.runs.listing import parse, remove
 
     for name in names:
         parse(name)  # every name is good before the first is deleted
@@ -57,7 +57,7 @@ def pin(name: str, remove: bool) -> None:
     timechat pin runs/demo@step-40
     timechat pin runs/demo@step-40 --remove
     """
-    from timechat.stages.runs import pin as keep
+    from timechat.stages.runs.listing import pin as keep
 
     folder = keep(name, not remove)
     click.echo(f"{folder} {'is no longer pinned' if remove else 'stays'}", err=True)

@@ -108,7 +108,7 @@ def serve(
     from timechat.serve.run import run
     from timechat.serve.settings import Settings
     from timechat.serve.tuning import Tuning
-    from timechat.stages.serve import find_models
+    from timechat.stages.serving.serve import find_models
 
     def say(text: str) -> None:
         console.print(text, markup=False)

@@ -26,7 +26,7 @@ def demo(out: Path, strict: bool, as_json: bool) -> None:
     from timechat.cli.display import Display
     from timechat.recipe import load_recipe
     from timechat.shipped import shipped
-    from timechat.stages.train import train as run
+    from timechat.stages.training.train import train as run
 
     recipe = load_recipe(shipped("helpdesk/recipe.yaml"))
     finished = run(recipe, out, Display(), STOP)
@@ -46,7 +46,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """
     from timechat.cli.display import Display
     from timechat.recipe import load_recipe
-    from timechat.stages.train import preview
+    from timechat.stages.training.train import preview
 
     emit(preview(load_recipe(recipe, overrides), Display()), as_json)
 
@@ -76,7 +76,7 @@ def train(
     torchrun --nproc-per-node 2 -m timechat train recipe.yaml
     """
     from timechat.recipe import load_recipe
-    from timechat.stages.train import train as run
+    from timechat.stages.training.train import train as run
 
     folder = out or Path("runs") / recipe.stem
     finished = run(load_recipe(recipe, overrides), folder, watch(), STOP, allow)
@@ -95,6 +95,6 @@ def resume(run: Path, allow: tuple[str, ...], strict: bool, as_json: bool) -> No
     timechat resume runs/demo
     timechat resume runs/demo --allow data
     """
-    from timechat.stages.train import resume as go_on
+    from timechat.stages.training.train import resume as go_on
 
     finish(go_on(run, watch(), STOP, allow).report, run, strict, as_json)

@@ -15,7 +15,7 @@ from timechat.ledger.database import LEDGER_FILE, Ledger, open_ledger
 from timechat.serve.registry import Served
 from timechat.serve.studio.earlier import Earlier
 from timechat.serve.studio.lessons import Lessons
-from timechat.stages.annotate import open_folder
+from timechat.stages.annotating.annotate import open_folder
 
 # Where corrections of a model go that is no run and so has no folder of its own to keep them.
 OTHERS = "corrections"

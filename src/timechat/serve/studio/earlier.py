@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from timechat.serve.registry import Registry, Served
-from timechat.stages.serve import find_models, open_model
+from timechat.stages.serving.serve import find_models, open_model
 
 # Each is an engine with weights of its own; the one that was asked longest ago makes room.
 MAX_EARLIER = 2

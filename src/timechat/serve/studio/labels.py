@@ -19,7 +19,7 @@ from timechat.ledger.judging import TICKS, Answer, Item, Judgement
 from timechat.serve.errors import ApiError
 from timechat.serve.gate import gate_of
 from timechat.serve.studio.desk import Part, desk_of
-from timechat.stages.annotate import measure_agreement
+from timechat.stages.annotating.annotate import measure_agreement
 
 router = APIRouter(tags=["studio"])
 

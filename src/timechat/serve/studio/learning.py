@@ -14,8 +14,8 @@ from timechat.serve.errors import ApiError
 from timechat.serve.follow import Follower
 from timechat.serve.gate import gate_of
 from timechat.serve.studio.desk import Part, desk_of, run_of
-from timechat.stages.corrections import gather
-from timechat.stages.versions import (
+from timechat.stages.learning.corrections import gather
+from timechat.stages.runs.versions import (
     Version,
     find_offered,
     go_back,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from timechat.serve.errors import ApiError
-from timechat.stages.progress import read_progress
-from timechat.stages.versions import LEARNED
+from timechat.stages.learning.progress import read_progress
+from timechat.stages.runs.versions import LEARNED
 from timechat.store import is_owned
 
 LOG = "lesson.log"

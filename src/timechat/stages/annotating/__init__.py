@@ -1,0 +1,1 @@
+"""People judge, and what they said becomes rows: `annotate` and `collect`."""

@@ -1,0 +1,1 @@
+"""One model asked everything, two models set side by side, and the six promises."""

@@ -1,0 +1,1 @@
+"""`export`: a model written for other programs, held against what was evaluated."""

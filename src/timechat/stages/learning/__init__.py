@@ -1,0 +1,1 @@
+"""`learn`: a run learns from its corrections, and offers what lost nothing."""

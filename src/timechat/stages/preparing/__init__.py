@@ -1,0 +1,1 @@
+"""Files of rows become a folder of clean, split conversations: `prepare` and `show`."""

@@ -1,0 +1,1 @@
+"""Models by name, opened and vetted to answer: `chat` and `serve`."""

@@ -1,0 +1,1 @@
+"""A recipe becomes a tuned model and its report: `plan`, `train` and `resume`."""
