@@ -20,7 +20,7 @@ from pathlib import Path
 from timechat.model.machine import machine_name
 from timechat.recipe import load_recipe
 from timechat.shipped import shipped
-from timechat.stages.training import train as stage
+from timechat.stages.training import tune as stage
 from timechat.stages.training.context import build_context
 from timechat.stages.training.learner import Learner
 from timechat.stages.training.select import Candidate
@@ -90,7 +90,7 @@ def main() -> None:
         out = Path(scratch) / "run"
         context = build_context(load_recipe(shipped("helpdesk/recipe.yaml")), out, Watcher())
         try:
-            stage._learn(context)
+            stage.tune(context)
         except DoneError:
             print(json.dumps(Measured.figures, indent=2))
 
