@@ -28,7 +28,7 @@ from timechat.export.ggufile import write_gguf
 from timechat.export.weights import Weights
 from timechat.model.render import Renderer
 from timechat.serve.errors import ApiError, from_engine
-from timechat.stages.serve import ChosenTrial
+from timechat.stages.serving.serve import ChosenTrial
 
 PROMPT = [5, 6, 7, 8, 9]
 
