@@ -36,7 +36,8 @@ from timechat.store import read_json
 # A model under a name of its own: scripts for other services name theirs.
 OWN_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")
 EngineName = Literal["auto", "llama", "openvino", "torch"]
-# In this order `auto` tries them. The last one reads every model.
+# In this order `auto` tries them: the soonest next word first. OpenVINO reads a long first prompt
+# sooner than llama.cpp does (docs/serving.md). The last one reads every model.
 ENGINES = ("llama", "openvino", "torch")
 # What each needs, and how it is had.
 _NEEDS = {
