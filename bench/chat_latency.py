@@ -10,7 +10,10 @@ Starts `timechat serve MODEL` (or asks a server that runs), then measures, throu
   dropped   --connections asked and closed, twenty at a time: what the server's memory and open
             files were before and are after (where this program started the server)
 
-and beside it, in turn, transformers' `generate` (--transformers) and llama.cpp (--gguf FILE).
+and beside it, in turn, transformers' `generate` (--transformers), and with --gguf FILE llama.cpp in
+this process and llama.cpp's own server, asked `one` and `crowd` as ours is (it comes with
+`pip install "llama-cpp-python[server]"`; FILE is what `timechat export --format gguf` wrote, since
+it has to hold a vocabulary). Where that server does not run, its last words stand in its place.
 Timings on a machine with neighbours are worth nothing: look at `busy`, the load before the start.
 The last line is JSON.
 """
@@ -33,6 +36,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from llama_server import NotRunError, check_vocabulary, llama_server
+
+from timechat.errors import UserError
 
 WORDS = ("tea", "river", "stone", "market", "winter", "letter", "garden", "bridge", "silver")
 ANSWER_TOKENS = 128
@@ -95,6 +101,8 @@ async def ask(
                     timing.first_s = now - started
                 last = now
                 timing.text += piece
+    if not timing.tokens:  # llama.cpp's server counts none in a stream: each part is a token there
+        timing.tokens = len(timing.gaps_s) + bool(timing.text)
     return timing
 
 
@@ -227,6 +235,23 @@ def beside_llama(gguf: str) -> dict[str, Any]:
     }
 
 
+async def beside_llama_server(gguf: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What llama.cpp's own server does with the same questions, or why it could not be asked."""
+    try:
+        async with (
+            llama_server(Path(gguf)) as address,
+            httpx.AsyncClient(base_url=address, timeout=300) as client,
+        ):
+            model = (await client.get("/models")).json()["data"][0]["id"]
+            await ask(client, model, [{"role": "user", "content": "Hi"}], 8)
+            return {
+                "one": await one(client, model, options.rounds),
+                "crowd": await crowd(client, model, options.rate, options.seconds),
+            }
+    except NotRunError as error:
+        return {"not_run": str(error)}
+
+
 def beside_transformers(model: str) -> dict[str, Any]:
     """transformers' `generate`, one conversation."""
     import torch
@@ -298,6 +323,11 @@ async def main() -> None:
     parser.add_argument("--connections", type=int, default=1000, help="opened and dropped")
     parser.add_argument("--transformers", action="store_true", help="and `generate` beside it")
     options = parser.parse_args()
+    if options.gguf:
+        try:
+            check_vocabulary(Path(options.gguf))
+        except (NotRunError, UserError, OSError) as error:
+            parser.error(f"--gguf: {error}")
     found: dict[str, Any] = {"busy": os.getloadavg()[0], "cores": os.cpu_count()}
     if options.ask:
         found["timechat"] = await measure(options.ask, options)
@@ -306,6 +336,7 @@ async def main() -> None:
             found["timechat"] = await measure(address, options, pid)
     if options.gguf:
         found["llama.cpp"] = beside_llama(options.gguf)
+        found["llama.cpp server"] = await beside_llama_server(options.gguf, options)
     if options.transformers:
         found["transformers"] = beside_transformers(options.model)
     for name, figures in found.items():
