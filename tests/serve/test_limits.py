@@ -17,6 +17,8 @@ from timechat.engine.fake import FakeEngine
 from timechat.engine.protocol import SchemaError
 from timechat.engine.scribe import ThreadScribe
 from timechat.model.render import Renderer
+from timechat.serve.keys import Caller, Keys
+from timechat.serve.rate import Rate
 from timechat.serve.settings import Limits, Settings
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
@@ -199,3 +201,41 @@ def test_a_schema_that_breaks_off_a_stream_is_named_in_its_last_event() -> None:
     assert site.chat(response_format=SCHEMA).json()["error"] == AT_FAULT
     *_, last = site.chat(response_format=SCHEMA, stream=True).text.strip().split("\n\n")
     assert json.loads(last.removeprefix("data: "))["error"] == AT_FAULT
+
+
+def test_a_keys_requests_fill_up_again_steadily() -> None:
+    now = 100.0
+    rate = Rate(6, clock=lambda: now)
+    one, other = Caller("p", "one"), Caller("p", "other")
+    assert [rate.take(one) for _ in range(7)] == [0.0] * 6 + [10.0]
+    assert rate.take(other) == 0.0
+    now += 4.0
+    assert rate.take(one) == pytest.approx(6.0)
+    now += 6.0
+    assert [rate.take(one), rate.take(one)] == [0.0, pytest.approx(10.0)]
+    now += 3600.0  # an hour's rest is worth a minute's requests, not an hour's
+    assert [rate.take(one) for _ in range(7)] == [0.0] * 6 + [10.0]
+    assert not any(Rate(None).take(one) for _ in range(1000))
+
+
+def test_a_key_that_asks_too_often_is_told_when_to_come_again() -> None:
+    keys = Keys(["a", "b"])
+    settings = Settings(limits=Limits(requests_per_minute=2))
+    site = build_site(FakeEngine(says("ok")), settings, keys)
+
+    def status(key: str, path: str = "/v1/models") -> int:
+        headers = {"authorization": f"Bearer {key}"}
+        return site.ask("GET", path, headers=headers).status_code
+
+    assert [status("a") for _ in range(3)] == [200, 200, 429]
+    asked = {"json": BODY, "headers": {"authorization": "Bearer a"}}
+    response = site.ask("POST", CHAT, **asked)
+    assert response.status_code == 429
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert 1 <= int(response.headers["retry-after"]) <= 30
+    assert response.headers["x-should-retry"] == "true"
+    assert not site.engine.requests
+    assert status("b") == 200
+    assert status("wrong") == 401
+    assert {status("a", path) for path in ("/metrics", "/ready", "/health")} == {200}

@@ -13,6 +13,7 @@ from timechat.ledger.database import Ledger
 from timechat.ledger.tables import chats, now_ms
 
 MAX_BYTES = 2_000_000
+MAX_KEPT = 5_000
 MAX_LISTED = 200
 
 
@@ -39,7 +40,8 @@ class Chat:
 
 
 def keep_chat(ledger: Ledger, project: str, chat: Chat) -> None:
-    """Write the conversation, new or changed. Raises LedgerError where it is too large."""
+    """Write the conversation, new or changed. Raises LedgerError where it is too large, or one more
+    than a project may keep."""
     content = {"title": chat.title, "system": chat.system, "turns": chat.turns}
     size = len(json.dumps(content))
     if size > MAX_BYTES:
@@ -48,6 +50,9 @@ def keep_chat(ledger: Ledger, project: str, chat: Chat) -> None:
     content |= {"words": _words(chat), "updated_ms": now_ms()}
     with ledger.write() as connection:
         if connection.execute(update(chats).where(mine).values(**content)).rowcount == 0:
+            theirs = select(func.count()).where(chats.c.project == project)
+            if (connection.scalar(theirs) or 0) >= MAX_KEPT:
+                raise LedgerError(f"{MAX_KEPT:,} conversations are kept already: delete some first")
             row = {"id": chat.id, "project": project, "created_ms": now_ms()}
             connection.execute(insert(chats).values(**row, **content))
 

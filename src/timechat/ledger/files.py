@@ -12,13 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 
+from timechat.errors import LedgerError
 from timechat.ledger.database import Ledger
 from timechat.ledger.paging import read_page
 from timechat.ledger.tables import files, new_id, now_ms, upload_parts, uploads
 
 UPLOAD_MS = 60 * 60 * 1000
+# What a project's files may take, unless the one who serves says otherwise.
+PROJECT_BYTES = 16 << 30
+
+
+class QuotaError(LedgerError):
+    """A project's files would take more than it may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +61,14 @@ class Upload:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a ledger; every call is one project's, and another's are not there."""
+    """The files of a ledger; every call is one project's, and another's are not there.
+
+    `most_bytes` is what a project may keep: whole files and what was announced of uploads.
+    """
 
     ledger: Ledger
     folder: Path
+    most_bytes: int = PROJECT_BYTES
 
     def path(self, file: str) -> Path:
         """Where the bytes of a file lie; `file` is one of our own ids."""
@@ -71,13 +82,35 @@ class Files:
         filename: str,
         purpose: str,
         expires_ms: int | None = None,
+        upload: str = "",
     ) -> File:
-        """Take the finished file at `content` (on the same disk) in; the row comes last."""
+        """Take the finished file at `content` (on the same disk) in; the row comes last.
+
+        It takes the place of the `upload` that it came by. Raises QuotaError.
+        """
         size = content.stat().st_size
         file = File(new_id("file-"), project, filename, purpose, size, sha256, now_ms(), expires_ms)
         with self.ledger.write() as connection:
+            self._check_room(connection, project, size, upload)
             self.enter(connection, content, file)
         return file
+
+    def _check_room(
+        self, connection: Connection, project: str, num_bytes: int, upload: str = ""
+    ) -> None:
+        """Raises QuotaError where the project has no room for so many bytes more."""
+        coming = and_(
+            uploads.c.project == project, uploads.c.status == "pending",
+            uploads.c.expires_ms > now_ms(), uploads.c.id != upload,
+        )  # fmt: skip
+        held = 0
+        for kind, theirs in ((files, _theirs(project)), (uploads, coming)):
+            held += int(connection.scalar(select(func.sum(kind.c.bytes)).where(theirs)) or 0)
+        if held + num_bytes > self.most_bytes:
+            raise QuotaError(
+                f"the files and uploads of this project take {held:,} bytes of"
+                f" {self.most_bytes:,}, and this would be {num_bytes:,} more: delete some first"
+            )
 
     def enter(self, connection: Connection, content: Path, file: File) -> None:
         """`keep` inside a transaction that does more, under an id that the caller gave."""
@@ -132,12 +165,14 @@ class Files:
         num_bytes: int,
         keep_seconds: int | None = None,
     ) -> Upload:
+        """Begin an upload; its bytes are set aside. Raises QuotaError."""
         now = now_ms()
         made = Upload(
             new_id("upload_"), project, filename, purpose, num_bytes, "pending", None, now,
             now + UPLOAD_MS, keep_seconds,
         )  # fmt: skip
         with self.ledger.write() as connection:
+            self._check_room(connection, project, num_bytes)
             connection.execute(insert(uploads).values(**_row(made)))
         (self.folder / made.id).mkdir()
         return made
@@ -183,10 +218,10 @@ class Files:
         return bool(done)
 
 
-def open_files(ledger: Ledger, state: Path) -> Files:
+def open_files(ledger: Ledger, state: Path, most_bytes: int = PROJECT_BYTES) -> Files:
     folder = state / "files"
     folder.mkdir(parents=True, exist_ok=True)
-    return Files(ledger, folder)
+    return Files(ledger, folder, most_bytes)
 
 
 def _theirs(project: str) -> Any:

@@ -18,6 +18,7 @@ from timechat.engine.protocol import EngineError, SchemaError
 from timechat.engine.responder import ContextTooLongError, UnsupportedError
 from timechat.engine.scribe import MessageError
 from timechat.errors import UserError
+from timechat.ledger.files import QuotaError
 
 TYPES = {
     400: "invalid_request_error",
@@ -97,6 +98,8 @@ def from_engine(error: Exception) -> ApiError:
             )
         case EngineError():
             return ApiError(503, str(error), code="engine_unavailable", retry_after_s=1.0)
+        case QuotaError():
+            return ApiError(400, str(error), code="storage_limit_exceeded", param="file")
         case UserError():
             return ApiError(400, str(error))
         case OperationalError() | InterfaceError() | PoolTimeoutError():

@@ -1,8 +1,8 @@
 """The door: every request passes here before any route sees it, so no route can forget to ask.
 
 In order: Host (a rebound name must not reach a loopback server), Origin (another site's page must
-not act here), the key, the size of the body. A request id goes out with every answer. Written on
-plain ASGI, so that it holds for streams and websockets alike.
+not act here), the key, how often it asks, the size of the body. A request id goes out with every
+answer. Written on plain ASGI, so that it holds for streams and websockets alike.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from timechat.serve.errors import ApiError
 from timechat.serve.keys import Caller, Keys, credential
+from timechat.serve.rate import Rate
 from timechat.serve.settings import Settings, is_loopback
 from timechat.serve.studio.sign_in import PATH as SIGN_IN
 from timechat.serve.studio.sign_in import form_response
@@ -35,6 +36,7 @@ class Guard:
         self.app = app
         self.settings = settings
         self.keys = keys
+        self.rate = Rate(settings.limits.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -81,6 +83,14 @@ class Guard:
                 401,
                 "a valid API key is needed: send it as `Authorization: Bearer KEY`",
                 code="invalid_api_key",
+            )
+        # What the pages and supervisors look up is not counted.
+        if scope["path"].startswith("/v1/") and (wait_s := self.rate.take(caller)):
+            raise ApiError(
+                429,
+                f"a key may send {self.rate.per_minute} requests a minute",
+                code="rate_limit_exceeded",
+                retry_after_s=wait_s,
             )
         return caller
 

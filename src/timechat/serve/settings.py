@@ -14,7 +14,8 @@ MIB = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds on one request and one caller. `body_bytes_of` lists other bounds by path prefix; a
-    body may take `body_s` seconds and one more for each `body_rate` bytes."""
+    body may take `body_s` seconds and one more for each `body_rate` bytes. `requests_per_minute`
+    is for each key; None is no bound."""
 
     body_bytes: int = 4 * MIB
     body_s: float = 20.0
@@ -26,6 +27,7 @@ class Limits:
     seconds: float = 600.0
     waiting: int = 64
     per_key: int = 32
+    requests_per_minute: int | None = None
     drain_s: float = 30.0
 
     def body_limit(self, path: str) -> int:

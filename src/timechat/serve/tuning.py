@@ -15,7 +15,7 @@ from fastapi import APIRouter, FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from timechat.ledger.database import Ledger
-from timechat.ledger.files import open_files
+from timechat.ledger.files import PROJECT_BYTES, open_files
 from timechat.ledger.jobs import Jobs
 from timechat.ledger.keys import valid_keys
 from timechat.ledger.models import Models
@@ -44,11 +44,12 @@ class Tuning:
         models: Sequence[Opened],
         say: Callable[[str], None],
         at_once: int = 1,
+        project_bytes: int = PROJECT_BYTES,
     ) -> None:
         self.state = state.resolve()
         self.ledger = ledger
         self.jobs = Jobs(self.ledger)
-        self.files = open_files(self.ledger, self.state)
+        self.files = open_files(self.ledger, self.state, project_bytes)
         # What is tuned already is not a base: its adapter would be lost.
         self.bases = {
             m.name: str(m.source.folder)

@@ -117,8 +117,9 @@ def complete_upload(upload: str, body: CompleteRequest, request: Request) -> dic
             check_lines(content)
             expires_ms = expiry_of(found.keep_seconds)
             kept = files.keep(
-                content, sha.hexdigest(), project, found.filename, found.purpose, expires_ms
-            )
+                content, sha.hexdigest(), project, found.filename, found.purpose, expires_ms,
+                found.id,
+            )  # fmt: skip
         except BaseException:
             content.unlink(missing_ok=True)
             raise

@@ -78,6 +78,20 @@ def chat(
     show_default=True,
     help="How many fine-tuning jobs train at once, where their plans fit into the memory.",
 )
+@click.option(
+    "--quota",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="GIB",
+    help="What the files of a project may take, with --state.",
+)
+@click.option(
+    "--requests-per-minute",
+    type=click.IntRange(1),
+    metavar="N",
+    help="How often a key may ask [no bound].",
+)
 def serve(
     models: tuple[str, ...],
     host: str,
@@ -90,6 +104,8 @@ def serve(
     ledger: str | None,
     state: Path | None,
     at_once: int,
+    quota: int,
+    requests_per_minute: int | None,
 ) -> None:
     """Serve models to every program that speaks OpenAI's API, and to people as a chat page.
 
@@ -106,20 +122,21 @@ def serve(
     from timechat.ledger.keys import valid_keys
     from timechat.serve.keys import Keys
     from timechat.serve.run import run
-    from timechat.serve.settings import Settings
+    from timechat.serve.settings import Limits, Settings
     from timechat.serve.tuning import Tuning
     from timechat.stages.serving.serve import find_models
 
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    settings = Settings(host, port, hosts, origins)
+    limits = Limits(requests_per_minute=requests_per_minute)
+    settings = Settings(host, port, hosts, origins, limits)
     found = find_models(models, say, engine, 4 if bits == "4" else 8)
     keys = Keys(api_keys)
     if state is not None:
         state.mkdir(parents=True, exist_ok=True)
     kept = open_ledger(ledger or (state / LEDGER_FILE if state else default_ledger()))
-    tuning = Tuning(state, kept, found, say, at_once) if state is not None else None
+    tuning = Tuning(state, kept, found, say, at_once, quota << 30) if state is not None else None
     keys.adopt(valid_keys(kept) if state is not None else {})
     settings.check(len(keys))
     run(found, settings, keys, say, ledger=kept, tuning=tuning)
