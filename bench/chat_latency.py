@@ -122,7 +122,7 @@ async def one(client: httpx.AsyncClient, model: str, rounds: int) -> dict[str, A
             ]
     rates = [timing.tokens_per_s for timing in first + later]
     return {
-        "prompt_tokens": first[0].prompt,
+        "prompt_tokens": first[0].prompt or None,  # None: the server does not count them
         "first_turn_ttft_p50_ms": _ms([t.first_s for t in first], 0.5),
         "first_turn_ttft_p95_ms": _ms([t.first_s for t in first], 0.95),
         "next_turn_ttft_p50_ms": _ms([t.first_s for t in later], 0.5),

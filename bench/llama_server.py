@@ -85,6 +85,7 @@ async def _answering(address: str, process: subprocess.Popen[bytes], said: IO[st
 
 def _last_words(process: subprocess.Popen[bytes], said: IO[str]) -> str:
     said.seek(0)
-    lines = [line.strip() for line in said if line.strip()]
-    last = lines[-1] if lines else "without a word"
-    return f"it ended with status {process.poll()}: {last[:300]}"
+    lines = [line.strip() for line in said if line.strip()] or ["without a word"]
+    # After an abort of its own come a debugger's words.
+    told = [line for line in lines if "GGML_ASSERT" in line or "Error" in line] or lines
+    return f"it ended with status {process.poll()}: {told[-1][:300]}"
