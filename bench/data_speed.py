@@ -76,8 +76,8 @@ def told(text: str) -> None:
 def measure(count: int) -> dict[str, Any]:
     """One size: written, prepared, and its links judged."""
     from timechat.conversation import Conversation
-    from timechat.data.links import TOGETHER, relate
-    from timechat.data.near import Askings
+    from timechat.data.splitting.links import TOGETHER, relate
+    from timechat.data.splitting.near import Askings
     from timechat.recipe import Data
     from timechat.stages.preparing.prepare import prepare
 

@@ -20,11 +20,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-import timechat.data.blobs as blobs
+import timechat.data.files.blobs as blobs
 from timechat.conversation import Conversation
-from timechat.data.clean import Drop
 from timechat.data.describe import describe
 from timechat.data.sources import Source, open_sources
+from timechat.data.verdicts import Drop
 from timechat.errors import DataError, UserError
 from timechat.recipe import Data
 
@@ -375,7 +375,7 @@ JSON_VALUES = st.recursive(
 def test_an_array_is_read_as_json_reads_it_whatever_its_layout(
     values: list[dict[str, Any]], indent: int | None, chunk: int
 ) -> None:
-    import timechat.data.jsons as jsons
+    import timechat.data.files.jsons as jsons
 
     whole = json.dumps(values, indent=indent, ensure_ascii=False)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

@@ -3,19 +3,16 @@
 import pytest
 
 from timechat.conversation import Conversation, Message, content_hash
-from timechat.data.clean import (
-    Drop,
+from timechat.data.cleaning.steps import cleaning_steps
+from timechat.data.cleaning.turns import (
     Duplicates,
-    Edit,
-    Keep,
     RepeatedIds,
     check_empty,
     check_roles,
     check_targets,
-    clean,
     strip_whitespace,
 )
-from timechat.data.steps import cleaning_steps
+from timechat.data.verdicts import Drop, Edit, Keep, clean
 
 
 def talk(*turns: tuple[str, str], id: str = "", weight: float = 1.0) -> Conversation:

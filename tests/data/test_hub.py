@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-import timechat.data.hub as hub
+import timechat.data.files.hub as hub
 from timechat.conversation import Conversation
 from timechat.data.sources import open_sources
 from timechat.errors import DataError, FetchError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from timechat.data.lines import MAX_LINE_BYTES, check_text, read_lines
+from timechat.data.files.lines import MAX_LINE_BYTES, check_text, read_lines
 from timechat.errors import DataError
 
 

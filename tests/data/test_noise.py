@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from timechat.data.noise import find_label_noise
+from timechat.data.cleaning.noise import find_label_noise
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

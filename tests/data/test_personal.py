@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from timechat.conversation import Conversation, Message
-from timechat.data.language import UNKNOWN, check_languages, language_of
-from timechat.data.personal import find_personal, luhn, replace_personal
+from timechat.data.cleaning.language import UNKNOWN, check_languages, language_of
+from timechat.data.cleaning.personal import find_personal, luhn, replace_personal
 from timechat.errors import DataError
 
 

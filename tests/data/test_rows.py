@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timechat.conversation import Conversation, Message
-from timechat.data.clean import Drop
 from timechat.data.items import BadRowError, json_item
 from timechat.data.rows import to_conversation
 from timechat.data.shapes.shape import Reading
 from timechat.data.shapes.turns import CHAT
+from timechat.data.verdicts import Drop
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 NAMES = TEXT.map(str.strip).filter(bool)

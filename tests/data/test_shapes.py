@@ -18,8 +18,8 @@ import pytest
 import zstandard
 
 from timechat.conversation import Conversation
-from timechat.data.clean import Drop
 from timechat.data.sources import Source, open_sources
+from timechat.data.verdicts import Drop
 from timechat.errors import DataError
 from timechat.recipe import Data
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from timechat.conversation import Conversation
-from timechat.data.clean import Drop
 from timechat.data.sources import Source, open_sources, read_questions
+from timechat.data.verdicts import Drop
 from timechat.errors import DataError
 from timechat.recipe import Data
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timechat.conversation import Conversation, Message, content_hash
-from timechat.data.clean import fingerprint
-from timechat.data.links import Twin, relate
-from timechat.data.near import Askings, question_key
-from timechat.data.split import assign
+from timechat.data.cleaning.turns import fingerprint
+from timechat.data.splitting.links import Twin, relate
+from timechat.data.splitting.near import Askings, question_key
+from timechat.data.splitting.split import assign
 from timechat.errors import DataError
 
 Rows = tuple[Conversation, ...]

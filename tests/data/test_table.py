@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timechat.data.table import Record, read_records, sniff
+from timechat.data.files.table import Record, read_records, sniff
 
 # No lone CR (it would be a line end to `csv`) and no curly quotes (it knows none).
 CELLS = st.text(

@@ -31,7 +31,7 @@ import torch
 
 from timechat.cli import signals
 from timechat.conversation import Conversation, Message
-from timechat.data.language import language_of
+from timechat.data.cleaning.language import language_of
 from timechat.errors import StoppedError, TimeChatError
 from timechat.evals import suite
 from timechat.parent import PARENT

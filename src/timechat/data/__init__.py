@@ -1,1 +1,5 @@
-"""Raw rows to packed batches: read, clean, split, pack."""
+"""Raw rows to packed batches, in this order:
+
+`files` (what a file is, its items), `shapes` (what an item means), `rows` and `sources` (items to
+conversations), `cleaning`, `splitting`, `pack`.
+"""

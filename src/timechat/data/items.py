@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from timechat.data.clean import Drop
+from timechat.data.verdicts import Drop
 
 
 @dataclass(frozen=True, slots=True)

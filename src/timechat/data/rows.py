@@ -1,7 +1,7 @@
 """One item to one Conversation under its file's shape, or the reason why not.
 
 The shape only: types, known roles, text that can be written again. Whether the turns make sense
-is `data.clean`'s question.
+is `cleaning`'s question.
 """
 
 from __future__ import annotations

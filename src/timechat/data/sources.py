@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation, Message
-from timechat.data.clean import Drop, clean
-from timechat.data.containers import Container, open_containers
+from timechat.data.cleaning.steps import cleaning_steps
+from timechat.data.files.containers import Container, open_containers
+from timechat.data.files.locate import Split, locate
+from timechat.data.files.prose import BLOCK, split_text
 from timechat.data.items import BadRowError, Item
-from timechat.data.locate import Split, locate
-from timechat.data.prose import BLOCK, split_text
 from timechat.data.rows import to_conversation
 from timechat.data.shapes.pairs import TEXT_SHAPE
 from timechat.data.shapes.registry import Recognised, check_wanted, recognise
 from timechat.data.shapes.shape import Reading
 from timechat.data.shapes.turns import CHAT
-from timechat.data.steps import cleaning_steps
+from timechat.data.verdicts import Drop, clean
 from timechat.errors import DataError
 from timechat.recipe import Clean, Data
 

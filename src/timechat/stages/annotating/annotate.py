@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation, Message
-from timechat.data.locate import PREPARED_CARD
+from timechat.data.files.locate import PREPARED_CARD
 from timechat.data.sources import open_sources
 from timechat.engine.protocol import Ending, Sampling
 from timechat.errors import DataError, LedgerError

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timechat.data.clean import HARMLESS, Drop, clean
+from timechat.data.cleaning.steps import cleaning_steps
 from timechat.data.sources import AS_THEY_STAND, open_sources
-from timechat.data.steps import cleaning_steps
+from timechat.data.verdicts import HARMLESS, Drop, clean
 from timechat.errors import RecipeError, UserError, nearest
 from timechat.ledger.jobs import Job
 from timechat.recipe import Data, Recipe, parse_recipe

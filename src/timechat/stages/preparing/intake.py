@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from timechat.conversation import Conversation
-from timechat.data.clean import HARMLESS, Drop, clean, fingerprint
+from timechat.data.cleaning.steps import Count, cleaning_steps
+from timechat.data.cleaning.turns import fingerprint
 from timechat.data.describe import describe
 from timechat.data.sources import Source
-from timechat.data.steps import Count, cleaning_steps
+from timechat.data.verdicts import HARMLESS, Drop, clean
 from timechat.errors import DataError
 from timechat.recipe import Data
 from timechat.records import Touched

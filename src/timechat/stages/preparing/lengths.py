@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timechat.data.steps import Count
+from timechat.data.cleaning.steps import Count
 from timechat.model.load import load_tokenizer, resolve
 from timechat.model.render import Renderer
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from timechat.conversation import Conversation
-from timechat.data.prose import as_question
+from timechat.data.files.prose import as_question
 from timechat.recipe import Data
 from timechat.records import DataCard
 from timechat.stages.preparing.intake import Intake, Pool

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation
+from timechat.data.cleaning.steps import Count
 from timechat.data.describe import describe
-from timechat.data.locate import PREPARED_CARD
+from timechat.data.files.locate import PREPARED_CARD
 from timechat.data.sources import Source, open_sources
-from timechat.data.steps import Count
 from timechat.errors import DataError, RunError
 from timechat.recipe import Data
 from timechat.records import DataCard

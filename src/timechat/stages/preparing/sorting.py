@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from timechat.conversation import Conversation, Message
-from timechat.data.bias import bias_table, is_labelled, sample_evenly, weights_evenly
-from timechat.data.links import Related, Twin, inside, relate
-from timechat.data.minhash import Ints, gram_set, jaccard
-from timechat.data.near import Askings, fold
-from timechat.data.noise import find_label_noise
-from timechat.data.split import TEST, TRAIN, VALIDATION, Sides, assign
+from timechat.data.cleaning.bias import bias_table, is_labelled, sample_evenly, weights_evenly
+from timechat.data.cleaning.noise import find_label_noise
+from timechat.data.splitting.links import Related, Twin, inside, relate
+from timechat.data.splitting.minhash import Ints, gram_set, jaccard
+from timechat.data.splitting.near import Askings, fold
+from timechat.data.splitting.split import TEST, TRAIN, VALIDATION, Sides, assign
 from timechat.errors import DataError
 from timechat.records import Touched
 from timechat.shipped import shipped

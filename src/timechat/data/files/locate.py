@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from timechat.data.blobs import ZIP, Blob, list_members, on_disk, open_blob
-from timechat.data.containers import COLUMNAR, JSON, PROSE, SHEETS, TABLES, kinds
-from timechat.data.hub import fetch, is_hub_id
+from timechat.data.files.blobs import ZIP, Blob, list_members, on_disk, open_blob
+from timechat.data.files.containers import COLUMNAR, JSON, PROSE, SHEETS, TABLES, kinds
+from timechat.data.files.hub import fetch, is_hub_id
 from timechat.errors import DataError
 
 PREPARED_CARD = "card.json"

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from timechat.data.files.lines import MAX_LINE_BYTES, Text, open_text
 from timechat.data.items import Item, json_item
-from timechat.data.lines import MAX_LINE_BYTES, Text, open_text
 
 CHUNK_BYTES = 1 << 20
 # What is looked at behind an array; more than this is rows, not the end of an object.

@@ -1,6 +1,6 @@
 """Training, validation and test rows, so that nothing leaks from one to the other.
 
-Clusters (`data.clusters`) stay on one side, and labels keep their shares where there are labels.
+Clusters (`links`) stay on one side, and labels keep their shares where there are labels.
 Which side follows from the seed and the rows' contents, not from their order.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from timechat.data.minhash import Ints
+from timechat.data.splitting.minhash import Ints
 from timechat.errors import DataError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2

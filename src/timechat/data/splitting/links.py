@@ -1,8 +1,8 @@
 """Rows that must not be parted, and rows that must not be on both sides.
 
-Everything that `data.near` finds is judged here in one pass: among training rows it joins
+Everything that `near` finds is judged here in one pass: among training rows it joins
 clusters, between a training row and an evaluation row it is a twin. Which side a cluster goes to
-is `data.split`'s; what happens to twins is the caller's.
+is `split`'s; what happens to twins is the caller's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from timechat.data.minhash import Ints
-from timechat.data.near import TURN, Askings, paired
-from timechat.data.overlap import contained
+from timechat.data.splitting.minhash import Ints
+from timechat.data.splitting.near import TURN, Askings, paired
+from timechat.data.splitting.overlap import contained
 
 # From here on rows that we split are kept together, and from there on rows that the user split
 # are refused: a near question may still be another one, so the second is the stricter.

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from timechat.conversation import Conversation, Message
+from timechat.data.files.lines import Line, Text, read_lines
 from timechat.data.items import Item
-from timechat.data.lines import Line, Text, read_lines
 
 PASSAGE_CHARACTERS = 2000
 # Passages that stay on one side of a split: neighbours share names and events.

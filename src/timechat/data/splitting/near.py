@@ -3,7 +3,7 @@
 A row asks its user's turns together, and in a conversation of several turns each longer turn by
 itself, so that a single question is found again inside a conversation. Two askings are near when
 the Jaccard similarity of their four-character pieces reaches a threshold and they name the same
-numbers. How candidates are found is `data.minhash`'s.
+numbers. How candidates are found is `minhash`'s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from timechat.conversation import Conversation
-from timechat.data.minhash import Index, Ints, Words, gram_set, jaccard
+from timechat.data.splitting.minhash import Index, Ints, Words, gram_set, jaccard
 
 # A turn of fewer words ("yes, that is right") is an answer to what stood before it.
 MIN_TURN_WORDS = 5

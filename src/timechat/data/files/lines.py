@@ -1,7 +1,7 @@
 """The physical lines of a text file, numbered from 1, in bounded memory.
 
-It knows about lines, their ends and their faults. Packing is `data.blobs`' work, encodings are
-`data.encodings`', and what a line means is `data.rows`' and `data.table`'s business.
+It knows about lines, their ends and their faults. Packing is `blobs`' work, encodings are
+`encodings`', and what a line means is `rows`' and `table`'s business.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from timechat.data.blobs import Blob, blob_of, open_blob
-from timechat.data.encodings import as_utf8
+from timechat.data.files.blobs import Blob, blob_of, open_blob
+from timechat.data.files.encodings import as_utf8
 from timechat.errors import DataError
 
 MAX_LINE_BYTES = 8 << 20

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from timechat.data.lines import MAX_LINE_BYTES, Line, Text, read_lines
+from timechat.data.files.lines import MAX_LINE_BYTES, Line, Text, read_lines
 
 DELIMITERS = (",", ";", "\t", "|", "^", "~", "\x1f", "\x01")
 SNIFFED_RECORDS = 20

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from timechat.data.blobs import Blob, on_disk, read_head
-from timechat.data.columnar import column_names, read_arrow, read_parquet
-from timechat.data.encodings import SAMPLE_BYTES, check_encoding, find_encoding
+from timechat.data.files.blobs import Blob, on_disk, read_head
+from timechat.data.files.columnar import column_names, read_arrow, read_parquet
+from timechat.data.files.encodings import SAMPLE_BYTES, check_encoding, find_encoding
+from timechat.data.files.jsons import is_array, is_stream, is_wrapped, read_values
+from timechat.data.files.lines import Text, check_text, read_lines
+from timechat.data.files.prose import read_passages
+from timechat.data.files.sheet import list_sheets, read_sheet
+from timechat.data.files.table import Record, read_records, sniff
 from timechat.data.items import Item, json_item
-from timechat.data.jsons import is_array, is_stream, is_wrapped, read_values
-from timechat.data.lines import Text, check_text, read_lines
-from timechat.data.prose import read_passages
 from timechat.data.shapes.registry import ENOUGH, PAIR_SHAPES
-from timechat.data.sheet import list_sheets, read_sheet
-from timechat.data.table import Record, read_records, sniff
 from timechat.errors import DataError
 from timechat.recipe import Data
 

@@ -1,7 +1,7 @@
 """Parquet and Arrow files: batches of rows, each with its number from 1.
 
 The names of class labels are read where Hugging Face's `datasets` left them. Which file is one, and
-that it lies on disk unpacked, is `data.containers`' to tell.
+that it lies on disk unpacked, is `containers`' to tell.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from timechat.data.blobs import Blob
+from timechat.data.files.blobs import Blob
 from timechat.data.items import Item
 from timechat.errors import DataError
 

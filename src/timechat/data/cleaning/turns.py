@@ -1,7 +1,6 @@
-"""Cleaning: small steps from a conversation to a verdict, `Keep`, `Flag`, `Edit` or `Drop`.
+"""The cleaning steps that need nothing but a row's turns: their order, repeats and blanks.
 
-The steps that need nothing but the row's turns. Which steps are taken, and in which order, is
-`data.steps`'; counting and writing down what was touched is `stages.preparing.prepare`'s.
+Which steps are taken, and in which order, is `steps`'.
 """
 
 from __future__ import annotations
@@ -9,70 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
 
 from timechat.conversation import Conversation, Message, content_hash
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """The conversation passes as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """The conversation passes as it is, and something is noted about it."""
-
-    reason: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """The conversation goes on changed."""
-
-    conversation: Conversation
-    reason: str
-    detail: str = ""
-    action: Literal["edited", "shortened"] = "edited"
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """The conversation goes no further."""
-
-    reason: str
-    detail: str = ""
-
-
-Verdict = Keep | Flag | Edit | Drop
-Step = Callable[[Conversation], Verdict]
-
-# Drops that say nothing bad about a file, so `max_dropped` does not count them.
-HARMLESS = frozenset(
-    {"duplicate", "near_duplicate", "blank_line", "marked_bad", "balanced", "overlap"}
-)
-
-
-def clean(
-    row: Conversation, steps: Sequence[Step]
-) -> tuple[Conversation, list[Edit], list[Flag]] | Drop:
-    """Run `row` through the steps: what is left with its edits and flags, or the first drop."""
-    edits: list[Edit] = []
-    flags: list[Flag] = []
-    for step in steps:
-        verdict = step(row)
-        if isinstance(verdict, Drop):
-            return verdict
-        if isinstance(verdict, Edit):
-            edits.append(verdict)
-            row = verdict.conversation
-        elif isinstance(verdict, Flag):
-            flags.append(verdict)
-    return row, edits, flags
+from timechat.data.verdicts import Drop, Edit, Keep, Verdict
 
 
 def strip_whitespace(row: Conversation) -> Verdict:

@@ -1,7 +1,7 @@
 """Whether the words of one question stand inside another: runs of eight words, in both directions.
 
 This finds the question that was pasted into a longer prompt, which no similarity of the wholes
-does. What is near as a whole is `data.near`'s, and what follows from either is `data.links`'.
+does. What is near as a whole is `near`'s, and what follows from either is `links`'.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
-from timechat.data.near import TURN, Askings
+from timechat.data.splitting.near import TURN, Askings
 
 # Runs of eight words are what decontamination of evaluation sets commonly counts (8 to 13).
 RUN = 8

@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from timechat.conversation import Conversation, Message
-from timechat.data.clean import (
-    Drop,
+from timechat.data.cleaning.damage import find_damage, find_residue, repair, strip_residue
+from timechat.data.cleaning.language import UNKNOWN, check_languages, language_of
+from timechat.data.cleaning.personal import count_personal, replace_personal
+from timechat.data.cleaning.turns import (
     Duplicates,
-    Edit,
-    Flag,
-    Keep,
     RepeatedIds,
-    Step,
-    Verdict,
     check_empty,
     check_repeats,
     check_roles,
@@ -28,9 +25,7 @@ from timechat.data.clean import (
     reworded,
     strip_whitespace,
 )
-from timechat.data.damage import find_damage, find_residue, repair, strip_residue
-from timechat.data.language import UNKNOWN, check_languages, language_of
-from timechat.data.personal import count_personal, replace_personal
+from timechat.data.verdicts import Drop, Edit, Flag, Keep, Step, Verdict
 from timechat.errors import DataError
 from timechat.recipe import Clean
 

@@ -3,7 +3,7 @@
 A text is its set of four-character pieces. Banded signatures (Broder 1997; Leskovec et al., Mining
 of Massive Datasets, ch. 3) make candidates of texts that share a band; a candidate is a pair only
 if the two sets themselves are alike, so nothing is ever called near that is not. What is compared
-with what, and what follows from it, is `data.near`'s.
+with what, and what follows from it, is `near`'s.
 """
 
 from __future__ import annotations

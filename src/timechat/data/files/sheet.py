@@ -19,9 +19,9 @@ from xml.etree.ElementTree import ParseError
 import openpyxl
 from openpyxl.utils.exceptions import InvalidFileException
 
-from timechat.data.blobs import BOMB_BYTES, BOMB_RATIO, Blob
+from timechat.data.files.blobs import BOMB_BYTES, BOMB_RATIO, Blob
+from timechat.data.files.table import Record
 from timechat.data.items import Unsaved
-from timechat.data.table import Record
 from timechat.errors import DataError
 
 # What Excel itself can hold. A row of a higher number is damage, and the way there would be long.

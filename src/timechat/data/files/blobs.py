@@ -3,7 +3,7 @@
 What unpacks to far more than it was is refused while it is read, so a bomb costs a bounded time and
 no memory. Only formats that are read back and forth (Parquet, Arrow, Excel, a zip archive that is
 packed itself) are unpacked to disk, bounded and for as long as they are read. What the bytes mean
-is `data.containers`'.
+is `containers`'.
 """
 
 from __future__ import annotations

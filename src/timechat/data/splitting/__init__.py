@@ -1,0 +1,1 @@
+"""Rows on one side or the other, so that nothing leaks between them."""
