@@ -22,7 +22,8 @@ from typing import Any
 
 from timechat.cli.display import Display
 from timechat.data.sources import read_questions
-from timechat.recipe import Recipe, parse_recipe
+from timechat.recipe.reading import parse_recipe
+from timechat.recipe.schema import Recipe
 from timechat.records import Report
 from timechat.shipped import shipped
 from timechat.stages.comparing.compare import compare

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from timechat.errors import RecipeError
-from timechat.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from timechat.recipe.reading import dump_recipe, load_recipe, parse_recipe
+from timechat.recipe.schema import Recipe
 
 
 def write(folder: Path, text: str) -> Path:

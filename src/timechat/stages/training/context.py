@@ -18,7 +18,7 @@ from timechat.evals.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, load, resolve
 from timechat.model.paths import refuse_unknown
 from timechat.model.ranks import ALONE, Ranks
-from timechat.recipe import Recipe
+from timechat.recipe.schema import Recipe
 from timechat.records import Derived, Plan, Touched
 from timechat.stages.environment import environment
 from timechat.stages.evaluating.report import say_power
