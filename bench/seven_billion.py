@@ -104,7 +104,8 @@ def child(folder: Path, bits: int, steps: int, tokens: int) -> dict[str, Any]:
     from timechat.model.method import begin
     from timechat.model.recompute import recompute_layers
     from timechat.recipe.schema import Lora, Qlora
-    from timechat.training.loop import Settings, Trainer
+    from timechat.training.schedule import Settings
+    from timechat.training.trainer import Trainer
 
     started = time.perf_counter()
     model = load(resolve(str(folder))).model

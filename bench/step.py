@@ -62,7 +62,8 @@ def time_alone(call: Call, repeat: int = 5) -> float:
 def build_trainer(steps: int) -> tuple[Any, Any]:
     from timechat.model.adapt import attach
     from timechat.model.load import load, resolve
-    from timechat.training.loop import Settings, Trainer
+    from timechat.training.schedule import Settings
+    from timechat.training.trainer import Trainer
 
     loaded = load(resolve("starter"))
     attach(loaded.model, RANK, ALPHA, "all")

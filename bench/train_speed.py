@@ -48,7 +48,8 @@ def run_timechat(rows: list[dict[str, Any]], epochs: int) -> dict[str, float]:
     from timechat.data.pack import encode, order, pack
     from timechat.model.adapt import attach
     from timechat.model.load import load, resolve
-    from timechat.training.loop import Settings, Trainer
+    from timechat.training.schedule import Settings
+    from timechat.training.trainer import Trainer
 
     loaded = load(resolve("starter"))
     attach(loaded.model, RANK, ALPHA, "all")

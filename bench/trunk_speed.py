@@ -23,7 +23,8 @@ from timechat.model.load import load, resolve
 from timechat.model.machine import machine_name
 from timechat.model.method import begin, count_learning
 from timechat.recipe.schema import Adapt, Layers, Lora
-from timechat.training.loop import Settings, Trainer
+from timechat.training.schedule import Settings
+from timechat.training.trainer import Trainer
 from timechat.training.trunk import Trunk
 
 STEP_ROWS = 16

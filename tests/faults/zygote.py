@@ -41,7 +41,7 @@ from timechat.stages.training import plan as plan_stage
 from timechat.stages.training import train as train_stage
 from timechat.stages.training.tune import tune
 from timechat.stages.watch import Watcher
-from timechat.training.loop import Trainer
+from timechat.training.trainer import Trainer
 
 
 class Telling(Watcher):

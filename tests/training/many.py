@@ -22,7 +22,8 @@ from timechat.model.load import Loaded, Source
 from timechat.model.ranks import ALONE, Ranks, join, leave
 from timechat.model.render import Renderer
 from timechat.training import checkpoint
-from timechat.training.loop import Settings, Trainer
+from timechat.training.schedule import Settings
+from timechat.training.trainer import Trainer
 
 SETTINGS = Settings(
     num_steps=6, learning_rate=2e-3, warmup_steps=2, weight_decay=0.1, clip=1.0, replay_weight=1.0,

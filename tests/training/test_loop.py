@@ -18,7 +18,9 @@ from timechat.model.adapt import attach
 from timechat.model.load import Loaded
 from timechat.model.render import Renderer
 from timechat.training import checkpoint
-from timechat.training.loop import Settings, Trainer, fit, learning_rate
+from timechat.training.loop import fit
+from timechat.training.schedule import Settings, learning_rate
+from timechat.training.trainer import Trainer
 
 SETTINGS = Settings(
     num_steps=50, learning_rate=5e-3, warmup_steps=5, weight_decay=0.01, clip=1.0, replay_weight=1.0

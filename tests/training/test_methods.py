@@ -18,13 +18,9 @@ from timechat.model.load import Loaded, Source, load, resolve
 from timechat.model.recompute import recompute_layers
 from timechat.model.render import Renderer
 from timechat.training import checkpoint
-from timechat.training.loop import (
-    Settings,
-    StepInterruptedError,
-    Trainer,
-    fit,
-    learning_rate,
-)
+from timechat.training.loop import fit
+from timechat.training.schedule import Settings, learning_rate
+from timechat.training.trainer import StepInterruptedError, Trainer
 
 SETTINGS = Settings(
     num_steps=50, learning_rate=2e-3, warmup_steps=5, weight_decay=0.1, clip=1.0, replay_weight=1.0

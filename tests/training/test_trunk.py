@@ -13,7 +13,8 @@ from timechat.model.choose import layer_list
 from timechat.model.paths import Path as ReadPath
 from timechat.model.paths import path_of
 from timechat.model.recompute import recompute_layers
-from timechat.training.loop import Settings, Trainer
+from timechat.training.schedule import Settings
+from timechat.training.trainer import Trainer
 from timechat.training.trunk import Trunk
 
 SETTINGS = Settings(

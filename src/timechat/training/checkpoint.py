@@ -26,8 +26,8 @@ from timechat.model.peft import ADAPTER_WEIGHTS, peft_weights
 from timechat.model.ranks import ALONE, Ranks
 from timechat.records import CheckpointInfo
 from timechat.store import Draft, build_folder, read_json, system_errors, write_json, write_text
-from timechat.training.loop import Begun, Trainer
 from timechat.training.pieces import Pieces, Rows, write_pieces
+from timechat.training.trainer import Begun, Trainer
 
 STATE = "state/optimizer.safetensors"
 LOOP = "state/loop.json"

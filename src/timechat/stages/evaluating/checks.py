@@ -23,7 +23,7 @@ from timechat.model.render import Renderer
 from timechat.records import Check, DataCard, Measure
 from timechat.store import sha256
 from timechat.training.checkpoint import Identity, restore, save
-from timechat.training.loop import Trainer
+from timechat.training.trainer import Trainer
 
 SAMPLE = 500
 # How far figures that are equal in exact arithmetic may lie apart in the run's number format.

@@ -52,7 +52,8 @@ from timechat.stages.training.learner import Learner
 from timechat.stages.watch import Watcher
 from timechat.store import owned, read_json, remove_folder, sweep_run, write_json, write_lines
 from timechat.training import checkpoint
-from timechat.training.loop import Settings, Trainer
+from timechat.training.schedule import Settings
+from timechat.training.trainer import Trainer
 
 # What is held weighs twice what it weighs in a run (LAB.md, learning from corrections).
 HOLD = 2.0

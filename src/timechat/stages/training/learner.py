@@ -27,8 +27,9 @@ from timechat.stages.training.select import Candidate, choose_checkpoint
 from timechat.stages.training.validate import has_collapsed, validate
 from timechat.store import append_line, read_lines, remove_folder, write_lines
 from timechat.training import checkpoint
-from timechat.training.loop import NotFiniteError, StepInterruptedError, Trainer, fit
+from timechat.training.loop import fit
 from timechat.training.saver import Saver
+from timechat.training.trainer import NotFiniteError, StepInterruptedError, Trainer
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
 OFFENDING = "offending.jsonl"

@@ -11,7 +11,7 @@ from timechat.evals.run import accuracy, likelihoods, mean_nats
 from timechat.evals.suite import answer_examples
 from timechat.model.load import Loaded
 from timechat.stages.watch import Watcher
-from timechat.training.loop import Trainer
+from timechat.training.trainer import Trainer
 
 STRENGTHS = (1.0, 0.8, 0.6)
 # Drift on general answers up to which what was learned is left at full strength, in nats per token.

@@ -30,7 +30,8 @@ from timechat.stages.training.learner import Learner
 from timechat.stages.training.select import Candidate, choose_checkpoint, choose_strength
 from timechat.store import read_json, write_json, write_lines
 from timechat.training import checkpoint
-from timechat.training.loop import Settings, Trainer
+from timechat.training.schedule import Settings
+from timechat.training.trainer import Trainer
 from timechat.training.trunk import Trunk
 
 

@@ -13,7 +13,7 @@ from timechat.model.load import Loaded
 from timechat.stages.training.context import Context
 from timechat.stages.training.select import Candidate
 from timechat.store import append_line
-from timechat.training.loop import Trainer
+from timechat.training.trainer import Trainer
 
 # Held-out questions that are answered at every validation, so that one watches the model learn.
 WATCHED = 3
