@@ -1,26 +1,33 @@
-"""What GGUF calls a family's settings and tensors, and how llama.cpp wants the tensors turned.
+"""What GGUF calls a family's settings and tensors, and which of them llama.cpp wants turned.
 
 One table read in both directions: `ggufile` writes by it, `readback` builds a model from it. A
 setting that llama.cpp takes for granted is listed as `assumed` and refused when it is another,
-because the file could not say so. Rotary positions have a file of their own, `rotary`.
-
-Axes: H heads, D head size, E embedding.
+because the file could not say so. How tensors are turned is `turns`', rotary positions `rotary`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
-from torch import Tensor
 from transformers import PretrainedConfig
 
 from timechat.errors import ExportError
-
-Turn = Callable[[str, Tensor, PretrainedConfig], Tensor]
+from timechat.export.turns import (
+    Turn,
+    deinterleave,
+    interleave,
+    keep,
+    lower_norms,
+    raise_norms,
+    regroup,
+    regroup_falcon,
+    transpose,
+    ungroup,
+    ungroup_falcon,
+)
 
 _SILU, _GELU_TANH = ("silu", "swish"), ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 # llama.cpp's only GELU is the tanh form, so the exact one comes out within some 1e-3 of it.
@@ -38,10 +45,6 @@ _GROUPED = (*_COMMON, ("attention.head_count_kv", "num_key_value_heads"))
 _HEAD = (("attention.key_length", "head_dim"), ("attention.value_length", "head_dim"))
 
 
-def _keep(_: str, tensor: Tensor, __: PretrainedConfig) -> Tensor:
-    return tensor
-
-
 @dataclass(frozen=True)
 class Family:
     """One `model_type`. `fields` pair a GGUF key (after the architecture) with a setting."""
@@ -49,8 +52,8 @@ class Family:
     arch: MODEL_ARCH
     fields: tuple[tuple[str, str], ...]
     assumed: dict[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
-    turn: Turn = _keep
-    back: Turn = _keep
+    turn: Turn = keep
+    back: Turn = keep
 
     @property
     def name(self) -> str:
@@ -61,94 +64,12 @@ class Family:
         return get_tensor_name_map(self.arch, int(config.num_hidden_layers))
 
 
-def _interleave(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
-    """Llama's rotary pairs: from halves of a head (transformers) to neighbours (llama.cpp)."""
-    heads = _rotated_heads(name, config)
-    if heads is None:
-        return tensor
-    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-
-
-def _deinterleave(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
-    heads = _rotated_heads(name, config)
-    if heads is None:
-        return tensor
-    return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-
-
-def _rotated_heads(name: str, config: PretrainedConfig) -> int | None:
-    if ".q_proj." in name:
-        return int(config.num_attention_heads)
-    return int(config.num_key_value_heads) if ".k_proj." in name else None
-
-
-def _raise_norms(name: str, tensor: Tensor, _: PretrainedConfig) -> Tensor:
-    """Gemma multiplies by 1 + w; llama.cpp by what the file holds."""
-    return tensor + 1 if name.endswith("norm.weight") else tensor
-
-
-def _lower_norms(name: str, tensor: Tensor, _: PretrainedConfig) -> Tensor:
-    return tensor - 1 if name.endswith("norm.weight") else tensor
-
-
-def _ungroup(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
-    """GPT-NeoX holds q, k and v head by head; llama.cpp wants all q, then all k, then all v."""
-    if ".query_key_value." not in name:
-        return tensor
-    heads = int(config.num_attention_heads)
-    return tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
-
-
-def _regroup(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
-    if ".query_key_value." not in name:
-        return tensor
-    heads = int(config.num_attention_heads)
-    return tensor.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
-
-
-def falcon_kv_heads(config: PretrainedConfig) -> int:
-    """How many key heads a Falcon has; its settings say it in three ways."""
-    if config.new_decoder_architecture:
-        return int(config.num_kv_heads)
-    return 1 if config.multi_query else int(config.num_attention_heads)
-
-
-def _ungroup_falcon(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
-    """Groups of (queries, key, value) to all queries, all keys, all values."""
-    if ".query_key_value." not in name:
-        return tensor
-    groups = falcon_kv_heads(config)
-    each = int(config.num_attention_heads) // groups
-    split = tensor.unflatten(0, (groups, each + 2, -1))
-    parts = (split[:, :each], split[:, each : each + 1], split[:, each + 1 :])
-    return torch.cat([part.flatten(0, 2) for part in parts])
-
-
-def _regroup_falcon(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
-    if ".query_key_value." not in name:
-        return tensor
-    groups, heads = falcon_kv_heads(config), int(config.num_attention_heads)
-    size = tensor.shape[0] // (heads + 2 * groups)
-    q, k, v = tensor.split([heads * size, groups * size, groups * size])
-    parts = [
-        q.unflatten(0, (groups, -1, size)),
-        *(x.unflatten(0, (groups, 1, size)) for x in (k, v)),
-    ]
-    return torch.cat(parts, dim=1).flatten(0, 2)
-
-
-def _transpose(name: str, tensor: Tensor, _: PretrainedConfig) -> Tensor:
-    """GPT-2 holds its linear layers as (in, out)."""
-    turned = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
-    return tensor.T if name.endswith(turned) else tensor
-
-
 _LLAMA = Family(
     MODEL_ARCH.LLAMA,
     (*_GROUPED, *_RMS, *_HEAD),
     {"hidden_act": _SILU},
-    _interleave,
-    _deinterleave,
+    interleave,
+    deinterleave,
 )
 _GEMMA_ASSUMED: dict[str, tuple[Any, ...]] = {
     "hidden_activation": (*_GELU_TANH, None),
@@ -176,15 +97,15 @@ FAMILIES: dict[str, Family] = {
         MODEL_ARCH.GEMMA,
         (*_GROUPED, *_RMS, *_HEAD),
         {**_GEMMA_ASSUMED, "hidden_act": (*_GELU_TANH, None)},
-        _raise_norms,
-        _lower_norms,
+        raise_norms,
+        lower_norms,
     ),
     "gemma2": Family(
         MODEL_ARCH.GEMMA2,
         (*_GROUPED, *_RMS, *_HEAD, *_SOFT_CAPS, *_WINDOW),
         _GEMMA_ASSUMED,
-        _raise_norms,
-        _lower_norms,
+        raise_norms,
+        lower_norms,
     ),
     "gemma3_text": Family(
         MODEL_ARCH.GEMMA3,
@@ -195,8 +116,8 @@ FAMILIES: dict[str, Family] = {
             "final_logit_softcapping": (None,),
             "use_bidirectional_attention": (False, None),
         },
-        _raise_norms,
-        _lower_norms,
+        raise_norms,
+        lower_norms,
     ),
     "stablelm": Family(
         MODEL_ARCH.STABLELM,
@@ -207,8 +128,8 @@ FAMILIES: dict[str, Family] = {
         MODEL_ARCH.GPTNEOX,
         (*_COMMON, (_LAYER_NORM, "layer_norm_eps"), _PARALLEL),
         {"hidden_act": _GELU, "attention_bias": (True,)},
-        _ungroup,
-        _regroup,
+        ungroup,
+        regroup,
     ),
     "falcon": Family(
         MODEL_ARCH.FALCON,
@@ -218,8 +139,8 @@ FAMILIES: dict[str, Family] = {
             (_LAYER_NORM, "layer_norm_epsilon"),
         ),
         {"activation": _GELU, "alibi": (False,), "parallel_attn": (True,), "bias": (False,)},
-        _ungroup_falcon,
-        _regroup_falcon,
+        ungroup_falcon,
+        regroup_falcon,
     ),
     "gpt2": Family(
         MODEL_ARCH.GPT2,
@@ -230,8 +151,8 @@ FAMILIES: dict[str, Family] = {
             "scale_attn_by_inverse_layer_idx": (False,),
             "add_cross_attention": (False,),
         },
-        _transpose,
-        _transpose,
+        transpose,
+        transpose,
     ),
     "phi": Family(
         MODEL_ARCH.PHI2,

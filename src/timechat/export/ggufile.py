@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from timechat.errors import ExportError
-from timechat.export.families import Family, falcon_kv_heads, family_of
+from timechat.export.families import Family, family_of
 from timechat.export.rotary import head_size_of, rotary_keys
+from timechat.export.turns import falcon_kv_heads
 from timechat.export.vocabulary import Vocabulary
 from timechat.export.weights import Weights
 

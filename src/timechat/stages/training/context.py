@@ -16,6 +16,7 @@ from timechat.errors import DataError, PlanError, RunError
 from timechat.evals.own import own_choices
 from timechat.evals.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, load, resolve
+from timechat.model.method import name_targets
 from timechat.model.paths import refuse_unknown
 from timechat.model.ranks import ALONE, Ranks
 from timechat.recipe.schema import Recipe
@@ -30,6 +31,8 @@ from timechat.stages.stop import Stop
 from timechat.stages.training.plan import plan_run
 from timechat.stages.watch import Watcher
 from timechat.store import read_json, write_json
+from timechat.training.checkpoint import Identity
+from timechat.training.schedule import Settings
 
 
 @dataclass(slots=True)
@@ -55,6 +58,30 @@ class Context:
     def note(self, event: str, **details: Any) -> None:
         """Add a line to the run's history."""
         note(self.out, event, **details)
+
+    def settings(self, hold: float = 1.0) -> Settings:
+        """What the loop needs of recipe and plan; held rows weigh `hold` times the recipe's."""
+        train, plan = self.recipe.train, self.plan
+        return Settings(
+            num_steps=plan["steps"],
+            learning_rate=plan["learning_rate"],
+            warmup_steps=plan["warmup_steps"],
+            weight_decay=train.weight_decay,
+            clip=train.clip,
+            replay_weight=hold * train.replay_weight,
+            average_steps=train.average * plan["steps"],
+            schedule=train.schedule,
+        )
+
+    def identity(self) -> Identity:
+        """What every checkpoint of the run says of its base, recipe and data."""
+        return Identity(
+            base_path=str(self.loaded.source.folder),
+            targets=name_targets(self.recipe.adapt),
+            fingerprints=self.record.fingerprints,
+            former=self.record.former,
+            made_by=self.record.made_by,
+        )
 
 
 def build_context(

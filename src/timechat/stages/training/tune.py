@@ -9,7 +9,7 @@ import shutil
 from dataclasses import replace
 
 from timechat.model.load import Loaded, load_tokenizer
-from timechat.model.method import begin, name_targets
+from timechat.model.method import begin
 from timechat.model.paths import Path as ReadPath
 from timechat.model.paths import path_of
 from timechat.model.recompute import recompute_layers
@@ -30,7 +30,6 @@ from timechat.stages.training.learner import Learner
 from timechat.stages.training.select import Candidate, choose_checkpoint, choose_strength
 from timechat.store import read_json, write_json, write_lines
 from timechat.training import checkpoint
-from timechat.training.schedule import Settings
 from timechat.training.trainer import Trainer
 from timechat.training.trunk import Trunk
 
@@ -47,18 +46,8 @@ def tune(context: Context) -> tuple[list[Check], float]:
     change = begin(loaded.model, recipe.adapt, alpha, recipe.train.seed, context.ranks)
     if plan["recompute"]:
         recompute_layers(loaded.model)
-    settings = Settings(
-        num_steps=plan["steps"],
-        learning_rate=plan["learning_rate"],
-        warmup_steps=plan["warmup_steps"],
-        weight_decay=recipe.train.weight_decay,
-        clip=recipe.train.clip,
-        replay_weight=recipe.train.replay_weight,
-        average_steps=recipe.train.average * plan["steps"],
-        schedule=recipe.train.schedule,
-    )
-    trainer = Trainer(loaded.model, settings, change)
-    identity = _identity(context)
+    trainer = Trainer(loaded.model, context.settings(), change)
+    identity = context.identity()
     _keep_trunk(context, trainer)
     served = _served(context)
     checks = _checks_at_start(context, trainer, served, identity)
@@ -90,17 +79,6 @@ def _keep_trunk(context: Context, trainer: Trainer) -> None:
     trainer.trunk = Trunk(trainer.model, depth, file)
     tick = context.watcher.track(f"{depth} frozen layers, once for {len(rows)} rows", len(rows))
     trainer.trunk.fill(rows, tick)
-
-
-def _identity(context: Context) -> checkpoint.Identity:
-    record = context.record
-    return checkpoint.Identity(
-        base_path=str(context.loaded.source.folder),
-        targets=name_targets(context.recipe.adapt),
-        fingerprints=record.fingerprints,
-        former=record.former,
-        made_by=record.made_by,
-    )
 
 
 def _served(context: Context) -> Loaded:
