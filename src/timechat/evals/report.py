@@ -14,6 +14,7 @@ from typing import Any
 
 from timechat.evals.answers import likeness
 from timechat.evals.compare import read_margin
+from timechat.evals.costs import list_costs
 from timechat.evals.extras import (
     ARM_COLUMNS,
     SLIDER_COLUMNS,
@@ -31,8 +32,9 @@ from timechat.evals.figures import (
     write_interval,
     write_level,
 )
-from timechat.evals.page import FOOTNOTES, Curves, build_page, list_costs
+from timechat.evals.page import FOOTNOTES, build_page
 from timechat.evals.power import MIN_CLUSTERS, MIN_ITEMS
+from timechat.evals.sections import Curves
 from timechat.records import Measure, Report, Sample, Verdict
 from timechat.store import to_json, write_json, write_text
 
