@@ -133,22 +133,14 @@ def _write(job: Job, weights: Weights, folder: Path, out: Path, measure: bool) -
     else:
         verdict, dtype, measures = layerwise.listen(job, weights, folder / file), torch.float32, ()
     gate.refuse_unless(verdict, f"the {job.label} export")
-    how = "" if is_whole else " layer by layer"
-    notes = [f"compared{how} in {str(dtype).removeprefix('torch.')}, on {probed(job)}"]
-    if bits := hearing.bits_of(job.source):
-        notes.append(
-            f"the adapter was trained and evaluated beside its base in {bits} bits"
-            + ("" if job.form == "adapter" else "; here it is folded into the whole base")
-        )
+    notes = _tell_how(job, dtype, is_whole)
     if job.form == "gguf":
         notes += _write_ollama(renderer, folder, file, _window(config))
-    stops = tuple(renderer.tokenizer.convert_ids_to_tokens(gate.stops_in_order(renderer)))
-    figure = verdict.figure
     facts = Facts(
         name=job.name,
         form=job.form,
         base=card_base(job.source.folder),
-        figures=(f"{figure}.", *_INSPECTED[job.form]),
+        figures=(f"{verdict.figure}.", *_INSPECTED[job.form]),
         report=report_of(job.run),
         measures=measures,
         use=use_of(job.form, str(out), file.name, base_name(job.source.folder)),
@@ -157,12 +149,25 @@ def _write(job: Job, weights: Weights, folder: Path, out: Path, measure: bool) -
     write_text(folder / beside(job, out, CARD), write_card(facts))
     files = tuple(sorted([*(p.name for p in folder.iterdir()), beside(job, out, GATE)]))
     total = sum(p.stat().st_size for p in folder.iterdir())
+    stops = tuple(renderer.tokenizer.convert_ids_to_tokens(gate.stops_in_order(renderer)))
     done = Exported(
-        str(out), job.form, job.quantisation, files, total, verdict, figure, stops,
+        str(out), job.form, job.quantisation, files, total, verdict, verdict.figure, stops,
         tuple(notes), measures,
     )  # fmt: skip
     write_json(folder / beside(job, out, GATE), done)
     return done
+
+
+def _tell_how(job: Job, dtype: torch.dtype, is_whole: bool) -> list[str]:
+    """In which precision and on what the two models were compared, for the card."""
+    how = "" if is_whole else " layer by layer"
+    notes = [f"compared{how} in {str(dtype).removeprefix('torch.')}, on {probed(job)}"]
+    if bits := hearing.bits_of(job.source):
+        notes.append(
+            f"the adapter was trained and evaluated beside its base in {bits} bits"
+            + ("" if job.form == "adapter" else "; here it is folded into the whole base")
+        )
+    return notes
 
 
 _INSPECTED = {
