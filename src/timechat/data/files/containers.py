@@ -31,7 +31,6 @@ PROSE = (".txt", ".text", ".md", ".markdown", ".rst")
 COLUMNAR = (".parquet", ".arrow")
 SHEETS = (".xlsx", ".xlsm")
 SAMPLE_ROWS = 200
-MAX_NAMES = 2000
 # A file of another name is JSON when it opens with an object's first key: prose may open with [.
 _OBJECTS = re.compile(rb'\s*(\[\s*)?\{\s*"')
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*$')

@@ -14,7 +14,6 @@ from timechat.conversation import Conversation, Message
 from timechat.data.files.lines import Line, Text, read_lines
 from timechat.data.items import Item
 
-PASSAGE_CHARACTERS = 2000
 # Passages that stay on one side of a split: neighbours share names and events.
 BLOCK = 16
 _HEADING = re.compile(r"#{1,6}\s")
