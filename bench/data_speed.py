@@ -78,7 +78,7 @@ def measure(count: int) -> dict[str, Any]:
     from timechat.conversation import Conversation
     from timechat.data.splitting.links import TOGETHER, relate
     from timechat.data.splitting.near import Askings
-    from timechat.recipe.schema import Data
+    from timechat.recipe import Data
     from timechat.stages.preparing.prepare import prepare
 
     with tempfile.TemporaryDirectory() as name:

@@ -22,8 +22,7 @@ from typing import Any
 
 from timechat.cli.display import Display
 from timechat.data.sources import read_questions
-from timechat.recipe.reading import parse_recipe
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe, parse_recipe
 from timechat.records import Report
 from timechat.shipped import shipped
 from timechat.stages.comparing.compare import compare

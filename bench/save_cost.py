@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from timechat.model.machine import machine_name
-from timechat.recipe.reading import load_recipe
+from timechat.recipe_file import load_recipe
 from timechat.shipped import shipped
 from timechat.stages.training import tune as stage
 from timechat.stages.training.context import build_context

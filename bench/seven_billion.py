@@ -103,7 +103,7 @@ def child(folder: Path, bits: int, steps: int, tokens: int) -> dict[str, Any]:
     from timechat.model.machine import peak_memory
     from timechat.model.method import begin
     from timechat.model.recompute import recompute_layers
-    from timechat.recipe.schema import Lora, Qlora
+    from timechat.recipe import Lora, Qlora
     from timechat.training.schedule import Settings
     from timechat.training.trainer import Trainer
 

@@ -22,7 +22,7 @@ from timechat.model.fused import fuse
 from timechat.model.load import load, resolve
 from timechat.model.machine import machine_name
 from timechat.model.method import begin, count_learning
-from timechat.recipe.schema import Adapt, Layers, Lora
+from timechat.recipe import Adapt, Layers, Lora
 from timechat.training.schedule import Settings
 from timechat.training.trainer import Trainer
 from timechat.training.trunk import Trunk

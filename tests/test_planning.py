@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from timechat.planning import Machine, Rows, Shape, make_plan
-from timechat.recipe.reading import parse_recipe
+from timechat.recipe import parse_recipe
 
 ROWS = Rows(400, 26_000, 16, 8_000, 120, 20, 9.0)
 SHAPE = Shape(134_515_008, 4_884_480, 106_203_456, 30, 576, 1536, 49_152, 8192, 269_030_016)

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from timechat.errors import RecipeError
-from timechat.recipe.reading import dump_recipe, load_recipe, parse_recipe
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe, parse_recipe
+from timechat.recipe_file import dump_recipe, load_recipe
 
 
 def write(folder: Path, text: str) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from timechat.engine.blocking import BlockingResponder
-    from timechat.recipe.schema import Recipe
+    from timechat.recipe import Recipe
     from timechat.records import Plan, Report
     from timechat.stages.preparing.prepare import Prepared
     from timechat.stages.preparing.show import Shown
@@ -39,7 +39,7 @@ def prepare(
 
     `columns` maps roles to column names of a CSV or TSV. Raises DataError.
     """
-    from timechat.recipe.reading import parse_recipe
+    from timechat.recipe import parse_recipe
     from timechat.stages.preparing.prepare import prepare as run
 
     data = {
@@ -117,8 +117,8 @@ def chat(model: str | Path) -> BlockingResponder:
 
 
 def _recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    from timechat.recipe.reading import load_recipe, parse_recipe
-    from timechat.recipe.schema import Recipe
+    from timechat.recipe import Recipe, parse_recipe
+    from timechat.recipe_file import load_recipe
 
     if isinstance(given, Recipe):
         return given

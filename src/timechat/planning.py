@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from timechat.recipe.schema import Lora, Qlora, Recipe
+from timechat.recipe import Lora, Qlora, Recipe
 from timechat.records import Derived, Plan
 
 # Share of the matrix rate that a whole training step reaches (bench/RESULTS.md).

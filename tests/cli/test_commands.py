@@ -152,7 +152,7 @@ def test_a_binary_an_empty_file_and_a_folder_without_data_are_refused(
 
 
 def test_an_override_may_hold_a_colon(tmp_path: Path) -> None:
-    from timechat.recipe.reading import load_recipe
+    from timechat.recipe_file import load_recipe
 
     recipe = load_recipe(
         write_recipe(tmp_path, "base: starter"), ["data.system=Note: be brief, always."]

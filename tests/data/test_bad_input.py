@@ -26,7 +26,7 @@ from timechat.data.describe import describe
 from timechat.data.sources import Source, open_sources
 from timechat.data.verdicts import Drop
 from timechat.errors import DataError, UserError
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 
 GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 LINE = json.dumps(GOOD)

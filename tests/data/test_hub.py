@@ -14,7 +14,7 @@ import timechat.data.files.hub as hub
 from timechat.conversation import Conversation
 from timechat.data.sources import open_sources
 from timechat.errors import DataError, FetchError
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 
 ROWS = {"text": ["one", "two", "three"], "label": [0, 1, 0]}
 

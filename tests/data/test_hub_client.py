@@ -18,7 +18,7 @@ import pytest
 from timechat.conversation import Conversation
 from timechat.data.sources import open_sources
 from timechat.errors import FetchError
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CARD = {

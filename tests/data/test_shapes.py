@@ -21,7 +21,7 @@ from timechat.conversation import Conversation
 from timechat.data.sources import Source, open_sources
 from timechat.data.verdicts import Drop
 from timechat.errors import DataError
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 
 Fields = dict[str, Any]
 ROWS: dict[str, list[Fields]] = {

@@ -9,7 +9,7 @@ from timechat.conversation import Conversation
 from timechat.data.sources import Source, open_sources, read_questions
 from timechat.data.verdicts import Drop
 from timechat.errors import DataError
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 
 GOOD = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
 

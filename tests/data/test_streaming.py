@@ -17,7 +17,7 @@ READ = """
 import resource, sys
 from timechat.conversation import Conversation
 from timechat.data.sources import open_sources
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -15,7 +15,7 @@ from timechat.evals.run import Choosing, Likelihood
 from timechat.evals.sample import take_share
 from timechat.evals.suite import OWN, Task, general_suite
 from timechat.model.render import Renderer
-from timechat.recipe.reading import load_recipe
+from timechat.recipe_file import load_recipe
 from timechat.records import Measure, Score
 from timechat.stages.evaluating.checks import check_retention
 from timechat.stages.evaluating.report import OWN_NAME, measure_all

@@ -15,7 +15,7 @@ from harness import KILL_BEFORE, Zygote, proof, write_recipe
 from test_disk import errors_of
 from test_record import place as place
 
-from timechat.recipe.reading import load_recipe
+from timechat.recipe_file import load_recipe
 from timechat.stages.preparing.prepare import prepare
 from timechat.store import read_json, read_lines
 

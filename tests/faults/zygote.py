@@ -35,7 +35,7 @@ from timechat.data.cleaning.language import language_of
 from timechat.errors import StoppedError, TimeChatError
 from timechat.evals import suite
 from timechat.parent import PARENT
-from timechat.recipe.reading import load_recipe
+from timechat.recipe_file import load_recipe
 from timechat.stages.preparing.prepare import prepare
 from timechat.stages.training import plan as plan_stage
 from timechat.stages.training import train as train_stage

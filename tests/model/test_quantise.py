@@ -15,7 +15,7 @@ from timechat.model.adapt import adapters, merged
 from timechat.model.load import Source, checked_folder, load
 from timechat.model.method import begin, save_model
 from timechat.model.quantise import NF4, QuantLinear, pack_codes, unpack_codes
-from timechat.recipe.schema import Qlora
+from timechat.recipe import Qlora
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 7, 90]])
 

@@ -14,7 +14,7 @@ from timechat.model.choose import choose_layers, set_activation
 from timechat.model.load import Source, load
 from timechat.model.method import begin, count_learning
 from timechat.model.peft import save_adapter
-from timechat.recipe.schema import Full, Layers, Lora
+from timechat.recipe import Full, Layers, Lora
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 7, 90]])
 

@@ -13,8 +13,7 @@ from timechat.model.adapt import adapters, output_head
 from timechat.model.method import Change, begin
 from timechat.model.quantise import quantise
 from timechat.model.ranks import ALONE, Ranks
-from timechat.recipe.reading import parse_recipe
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe, parse_recipe
 
 SIZES: dict[str, Any] = {
     "vocab_size": 101,

@@ -24,7 +24,7 @@ from timechat.data.shapes.shape import Reading
 from timechat.data.shapes.turns import CHAT
 from timechat.data.verdicts import Drop, clean
 from timechat.errors import DataError
-from timechat.recipe.schema import Clean, Data
+from timechat.recipe import Clean, Data
 
 SHOWN_ROWS = 3
 # Questions are asked as they stand: only what cannot be asked at all is refused.

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from timechat.errors import ModelError
 from timechat.model.choose import choose_layers, layer_list, matches, number_of
 from timechat.model.quantise import QuantLinear, features, is_product, upright
-from timechat.recipe.schema import LayerChoice
+from timechat.recipe import LayerChoice
 
 # What an adapter can sit beside; GPT-2's Conv1D is a linear layer that holds its weight turned.
 Base = nn.Linear | QuantLinear | Conv1D

@@ -25,7 +25,7 @@ from timechat.model.peft import save_adapter
 from timechat.model.quantise import features, quantise
 from timechat.model.ranks import ALONE, Ranks, shard
 from timechat.model.weights import Originals, after_layers, learning_names, release, save_weights
-from timechat.recipe.schema import Adapt, Full, Layers, Lora, Qlora
+from timechat.recipe import Adapt, Full, Layers, Lora, Qlora
 
 
 class Change:

@@ -23,7 +23,7 @@ from timechat.model.adapt import output_head
 from timechat.model.choose import choose_layers, layer_list, matches, number_of
 from timechat.model.peft import BASE_NOTE
 from timechat.model.ranks import ALONE, Ranks, is_sharded, local, whole
-from timechat.recipe.schema import Full, Layers
+from timechat.recipe import Full, Layers
 
 
 class Originals:

@@ -17,7 +17,7 @@ from timechat.conversation import Message
 from timechat.engine.fake import FakeEngine
 from timechat.evals.report import write_report
 from timechat.ledger.judging import Answer, Item, Suggestion
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 from timechat.records import Check, Measure, Report, Sample
 from timechat.stages.preparing.prepare import prepare
 

@@ -19,8 +19,7 @@ from timechat.data.sources import open_sources
 from timechat.errors import DataError, LedgerError
 from timechat.ledger.annotation import Queue
 from timechat.ledger.judging import Judgement
-from timechat.recipe.reading import parse_recipe
-from timechat.recipe.schema import Data
+from timechat.recipe import Data, parse_recipe
 from timechat.stages.annotating.annotate import measure_agreement, open_folder, reopen, suggest
 from timechat.stages.annotating.collect import collect, settle, spreadsheet
 from timechat.stages.annotating.exchange.argilla import write_records

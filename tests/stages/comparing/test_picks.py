@@ -15,7 +15,7 @@ from timechat.data.sources import open_sources
 from timechat.evals.extras import list_people
 from timechat.evals.suite import Task
 from timechat.ledger.judging import Judgement
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 from timechat.stages.annotating.annotate import open_folder
 from timechat.stages.annotating.collect import collect
 from timechat.stages.comparing.picks import weigh_picks

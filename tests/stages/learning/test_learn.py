@@ -26,7 +26,7 @@ from timechat.evals import suite
 from timechat.ledger.judging import Answer, Item, Judgement
 from timechat.model.load import load, resolve
 from timechat.model.method import begin_again
-from timechat.recipe.schema import Lora
+from timechat.recipe import Lora
 from timechat.records import StepRecord
 from timechat.stages.annotating.annotate import open_folder
 from timechat.stages.learning.learn import learn

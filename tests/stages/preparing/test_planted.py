@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from timechat.recipe.schema import Clean, Data
+from timechat.recipe import Clean, Data
 from timechat.stages.preparing.prepare import Prepared, prepare
 
 Fields = dict[str, Any]

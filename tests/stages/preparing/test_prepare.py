@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from timechat.errors import DataError
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 from timechat.stages.preparing.prepare import Prepared, load_prepared, prepare
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from timechat.cli.display import marked, plain
 from timechat.conversation import Message
 from timechat.model.render import Renderer
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 from timechat.stages.preparing.prepare import prepare
 from timechat.stages.preparing.show import Shown, pieces, show
 

@@ -15,7 +15,7 @@ from test_train import make_recipe
 from transformers import PreTrainedTokenizerFast
 
 from timechat.errors import DataError, ModelError
-from timechat.recipe.schema import Full, Recipe
+from timechat.recipe import Full, Recipe
 from timechat.stages.training.train import train
 from timechat.store import read_lines
 

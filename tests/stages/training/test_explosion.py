@@ -8,7 +8,7 @@ import pytest
 from test_train import make_recipe
 
 from timechat.errors import TrainingError
-from timechat.recipe.schema import Full
+from timechat.recipe import Full
 from timechat.stages.training.health import EXPLODED, Health
 from timechat.stages.training.train import train
 from timechat.store import read_lines

@@ -9,7 +9,7 @@ import torch
 
 from timechat.errors import ModelError
 from timechat.model.shapes import SHAPES, skeleton
-from timechat.recipe.reading import load_recipe
+from timechat.recipe_file import load_recipe
 from timechat.stages.training.train import preview
 
 # Parameters in billions, as the makers' papers and cards say.

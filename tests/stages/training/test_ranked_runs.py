@@ -14,7 +14,8 @@ from timechat.errors import PlanError
 from timechat.manifest import newest, verify
 from timechat.model.load import load, resolve
 from timechat.model.ranks import Ranks
-from timechat.recipe.reading import dump_recipe, parse_recipe
+from timechat.recipe import parse_recipe
+from timechat.recipe_file import dump_recipe
 from timechat.stages.training.context import build_context
 from timechat.stages.watch import Watcher
 from timechat.store import read_json, read_lines

@@ -11,7 +11,7 @@ from test_train import make_recipe
 from timechat.engine.torch import TorchEngine
 from timechat.evals import suite
 from timechat.model.load import load, resolve
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe
 from timechat.stages.comparing.compare import compare
 from timechat.stages.comparing.contest import Options
 from timechat.stages.training.train import resume, train

@@ -18,8 +18,7 @@ import timechat
 from timechat.errors import PlanError, RunError
 from timechat.evals import suite
 from timechat.model.load import load, resolve
-from timechat.recipe.reading import parse_recipe
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe, parse_recipe
 from timechat.records import Plan, StepRecord
 from timechat.stages.training.train import Run, preview, train
 from timechat.stages.watch import Watcher

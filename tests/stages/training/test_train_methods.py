@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM
 from timechat.evals import suite
 from timechat.model.load import load, resolve
 from timechat.model.quantise import QuantLinear
-from timechat.recipe.reading import parse_recipe
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe, parse_recipe
 from timechat.stages.training.train import Run, preview, train
 from timechat.store import read_json, read_lines
 

@@ -46,7 +46,8 @@ def prepare(
     timechat prepare faq.xlsx --out prepared --set clean.personal=replace --set clean.near=drop
     """
     from timechat.cli.display import Display, console
-    from timechat.recipe.reading import apply_override, parse_recipe
+    from timechat.recipe import parse_recipe
+    from timechat.recipe_file import apply_override
     from timechat.stages.preparing.prepare import prepare as run
     from timechat.stages.preparing.prepare import recognised
 

@@ -24,7 +24,7 @@ def demo(out: Path, strict: bool, as_json: bool) -> None:
     timechat demo --out /tmp/first
     """
     from timechat.cli.display import Display
-    from timechat.recipe.reading import load_recipe
+    from timechat.recipe_file import load_recipe
     from timechat.shipped import shipped
     from timechat.stages.training.train import train as run
 
@@ -45,7 +45,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     timechat plan recipe.yaml adapt.rank=32 train.epochs=3
     """
     from timechat.cli.display import Display
-    from timechat.recipe.reading import load_recipe
+    from timechat.recipe_file import load_recipe
     from timechat.stages.training.train import preview
 
     emit(preview(load_recipe(recipe, overrides), Display()), as_json)
@@ -75,7 +75,7 @@ def train(
     timechat train recipe.yaml train.epochs=3 adapt.rank=32 --out runs/three
     torchrun --nproc-per-node 2 -m timechat train recipe.yaml
     """
-    from timechat.recipe.reading import load_recipe
+    from timechat.recipe_file import load_recipe
     from timechat.stages.training.train import train as run
 
     folder = out or Path("runs") / recipe.stem

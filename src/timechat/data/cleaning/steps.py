@@ -27,7 +27,7 @@ from timechat.data.cleaning.turns import (
 )
 from timechat.data.verdicts import Drop, Edit, Flag, Keep, Step, Verdict
 from timechat.errors import DataError
-from timechat.recipe.schema import Clean
+from timechat.recipe import Clean
 
 # The tokens of a conversation under the chosen model's template.
 Count = Callable[[Sequence[Message]], int]

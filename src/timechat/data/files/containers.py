@@ -23,7 +23,7 @@ from timechat.data.files.table import Record, read_records, sniff
 from timechat.data.items import Item, json_item
 from timechat.data.shapes.registry import ENOUGH, PAIR_SHAPES
 from timechat.errors import DataError
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 
 TABLES = (".csv", ".tsv", ".tab", ".psv")
 JSON = (".json", ".jsonl", ".ndjson")

@@ -20,7 +20,7 @@ from timechat.evals.agreement import Agreement, agreements
 from timechat.ledger.annotation import Queue, open_queue
 from timechat.ledger.database import LEDGER_FILE, open_ledger
 from timechat.ledger.judging import Answer, Item, Judgement, Suggestion, Task
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 from timechat.stages.annotating.exchange.read import read_items
 from timechat.stages.preparing.output import SPLITS
 from timechat.stages.preparing.prepare import load_prepared

@@ -19,7 +19,7 @@ from timechat.evals.own import own_choices
 from timechat.evals.suite import Decoding, General, general_suite, task_suite
 from timechat.model.load import load_tokenizer, resolve
 from timechat.model.render import Renderer
-from timechat.recipe.reading import load_recipe
+from timechat.recipe_file import load_recipe
 from timechat.records import Check, Measure, Report
 from timechat.stages.comparing.arms import STRENGTHS
 from timechat.stages.comparing.contest import Contest, Known, Options

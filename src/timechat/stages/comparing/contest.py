@@ -15,7 +15,7 @@ from timechat.data.pack import encode
 from timechat.errors import RecipeError
 from timechat.evals.compare import compare
 from timechat.evals.suite import Task
-from timechat.recipe.schema import Evaluate
+from timechat.recipe import Evaluate
 from timechat.records import Check
 from timechat.stages.comparing.arms import (
     RETRIEVAL,

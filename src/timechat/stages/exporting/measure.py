@@ -18,8 +18,8 @@ from timechat.evals.own import own_choices
 from timechat.evals.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, Source, load_tokenizer
 from timechat.model.render import Renderer
-from timechat.recipe.reading import load_recipe
-from timechat.recipe.schema import Evaluate
+from timechat.recipe import Evaluate
+from timechat.recipe_file import load_recipe
 from timechat.records import Measure
 from timechat.stages.evaluating import snapshot
 from timechat.stages.evaluating.budget import afford, allowance, measure_pace

@@ -18,8 +18,7 @@ from timechat.data.sources import AS_THEY_STAND, open_sources
 from timechat.data.verdicts import HARMLESS, Drop, clean
 from timechat.errors import RecipeError, UserError, nearest
 from timechat.ledger.jobs import Job
-from timechat.recipe.reading import parse_recipe
-from timechat.recipe.schema import Data, Recipe
+from timechat.recipe import Data, Recipe, parse_recipe
 from timechat.store import read_json, read_lines
 
 MIN_EXAMPLES = 10

@@ -23,8 +23,8 @@ from timechat.model.load import Loaded, load, load_tokenizer, resolve
 from timechat.model.method import begin_again
 from timechat.model.recompute import recompute_layers
 from timechat.model.render import Renderer
-from timechat.recipe.reading import load_recipe
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe
+from timechat.recipe_file import load_recipe
 from timechat.records import Derived, Plan
 from timechat.stages.environment import environment
 from timechat.stages.learning.corrections import Gathered, drop_contradicted

@@ -23,7 +23,7 @@ from timechat.data.describe import describe
 from timechat.data.sources import Source
 from timechat.data.verdicts import HARMLESS, Drop, clean
 from timechat.errors import DataError
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 from timechat.records import Touched
 from timechat.store import sha256, to_json
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from timechat.conversation import Conversation
 from timechat.data.files.prose import as_question
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 from timechat.records import DataCard
 from timechat.stages.preparing.intake import Intake, Pool
 from timechat.stages.preparing.sorting import Sorted

@@ -18,7 +18,7 @@ from timechat.data.describe import describe
 from timechat.data.files.locate import PREPARED_CARD
 from timechat.data.sources import Source, open_sources
 from timechat.errors import DataError, RunError
-from timechat.recipe.schema import Data
+from timechat.recipe import Data
 from timechat.records import DataCard
 from timechat.stages.preparing.intake import Intake, Pool, Say
 from timechat.stages.preparing.output import SPLITS, digest, make_card, write_rows

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from timechat.model.load import load_tokenizer, resolve
 from timechat.model.render import Rendered, Renderer
-from timechat.recipe.reading import load_recipe
+from timechat.recipe_file import load_recipe
 from timechat.stages.preparing.prepare import load_prepared, rows_of_run
 
 

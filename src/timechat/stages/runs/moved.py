@@ -17,7 +17,7 @@ from timechat.data.sources import open_sources
 from timechat.errors import DataError, ModelError
 from timechat.model.digest import digest_folder, find_moved
 from timechat.model.load import resolve
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe
 from timechat.stages.preparing.prepare import Prepared, load_prepared, open_files
 from timechat.store import read_json, sha256
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from timechat.errors import DataError, RecipeError, RunError
-from timechat.recipe.reading import dump_recipe, load_recipe, parse_recipe
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe, parse_recipe
+from timechat.recipe_file import dump_recipe, load_recipe
 from timechat.stages.runs.moved import ENVIRONMENT, changed_files, is_same_base, is_same_rows
 from timechat.stages.watch import Watcher
 from timechat.store import append_line, read_json, write_json, write_text

@@ -16,7 +16,7 @@ import yaml
 
 from timechat.manifest import MANIFEST, read_manifest, write_manifest
 from timechat.model.starter import FOLDER
-from timechat.recipe.reading import dump_recipe
+from timechat.recipe_file import dump_recipe
 from timechat.records import Report
 from timechat.stages.training.context import Context
 from timechat.stages.training.select import Candidate

@@ -19,7 +19,7 @@ from timechat.model.load import Loaded, load, resolve
 from timechat.model.method import name_targets
 from timechat.model.paths import refuse_unknown
 from timechat.model.ranks import ALONE, Ranks
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe
 from timechat.records import Derived, Plan, Touched
 from timechat.stages.environment import environment
 from timechat.stages.evaluating.report import say_power

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from timechat.model.ranks import Ranks, leave
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe
 from timechat.records import Report
 from timechat.stages.runs.record import ENVIRONMENT, RECIPE
 from timechat.stages.stop import Stop

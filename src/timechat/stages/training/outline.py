@@ -15,7 +15,7 @@ from timechat.model.load import pick_dtype
 from timechat.model.paths import refuse_recurrent
 from timechat.model.shapes import skeleton
 from timechat.planning import Rows, make_plan
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe
 from timechat.records import Derived, Plan
 from timechat.stages.preparing.prepare import Prepared
 from timechat.stages.training.plan import measure_machine, measure_shape

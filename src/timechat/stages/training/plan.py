@@ -17,7 +17,7 @@ from timechat.model.load import Loaded
 from timechat.model.method import count_learning
 from timechat.model.paths import path_of, row_limit
 from timechat.planning import Machine, Rows, Shape, make_plan
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe
 from timechat.records import Plan
 
 

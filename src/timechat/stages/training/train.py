@@ -21,8 +21,8 @@ from timechat.model.machine import peak_memory
 from timechat.model.method import name_method
 from timechat.model.ranks import Ranks, join
 from timechat.model.repeat import repeatable
-from timechat.recipe.reading import load_recipe
-from timechat.recipe.schema import Recipe
+from timechat.recipe import Recipe
+from timechat.recipe_file import load_recipe
 from timechat.records import Plan, Report
 from timechat.stages.evaluating import snapshot
 from timechat.stages.evaluating.budget import afford, allowance, measure_pace

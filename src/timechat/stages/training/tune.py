@@ -14,7 +14,7 @@ from timechat.model.paths import Path as ReadPath
 from timechat.model.paths import path_of
 from timechat.model.recompute import recompute_layers
 from timechat.model.render import Renderer
-from timechat.recipe.schema import Lora
+from timechat.recipe import Lora
 from timechat.records import Check
 from timechat.stages.evaluating.checks import (
     check_gradient,

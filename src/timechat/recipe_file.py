@@ -1,20 +1,19 @@
-"""YAML in, `section.key=value` on top, a frozen `Recipe` out; and the way back to YAML.
+"""A recipe as a YAML file: read with `section.key=value` on top, its paths placed, and written.
 
-Unknown keys are refused with the nearest known name; paths are placed beside the recipe's file.
+What may stand in it is `recipe`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from os.path import exists, isdir
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from timechat.errors import RecipeError, nearest
-from timechat.recipe.schema import METHODS, Data, Evaluate, Recipe
+from timechat.errors import RecipeError
+from timechat.recipe import Data, Evaluate, Recipe, parse_recipe
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -43,15 +42,6 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         "evaluate": _place_retention(recipe.evaluate, path.parent),
     }
     return recipe.model_copy(update=update)
-
-
-def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Check a mapping and freeze it. Raises RecipeError naming every fault."""
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        lines = [_explain(dict(fault)) for fault in error.errors()]
-        raise RecipeError(f"{where}: " + "; ".join(lines)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -83,35 +73,6 @@ def _scalar(text: str) -> Any:
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
         return text
     return value
-
-
-def _explain(fault: dict[str, Any]) -> str:
-    loc = [str(part) for part in fault["loc"]]
-    if fault["type"] == "union_tag_invalid":
-        tag = str(fault["ctx"]["tag"])
-        return f"adapt.method = {tag!r} is no method ({nearest(tag, METHODS)})"
-    method = None
-    if loc[0] == "adapt" and len(loc) > 1 and loc[1] in METHODS:
-        method = loc.pop(1)
-    place = ".".join(loc)
-    if fault["type"] == "extra_forbidden":
-        known = _keys_at(loc[:-1], method)
-        whose = f" of adapt.method = {method}" if method else ""
-        return f"unknown key {place!r}{whose} ({nearest(loc[-1], known)})"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{place} = {fault.get('input')!r}: {message}"
-
-
-def _keys_at(path: list[str], method: str | None) -> list[str]:
-    if method is not None:
-        return list(METHODS[method].model_fields)
-    model: type[BaseModel] = Recipe
-    for name in path:
-        field = model.model_fields.get(name)
-        kind = field.annotation if field is not None else None
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            model = kind
-    return list(model.model_fields)
 
 
 def _place_base(base: str, recipe: Path) -> str:

@@ -1,7 +1,8 @@
 """The recipe: the one typed configuration of a run, section by section.
 
-This file only says what may be written; how it is read from a file is `reading`'s, and what `auto`
-means is the plan's.
+This file only says what may be written, and what is wrong where something else is: unknown keys are
+refused with the nearest known name. Files of recipes are `recipe_file`'s, what `auto` means is the
+plan's.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from timechat.errors import RecipeError, nearest
 
 Auto = Literal["auto"]
 # A number of layers from the end, a range, or a list of numbers, ranges and patterns of names.
@@ -243,3 +246,41 @@ class Recipe(Section):
     adapt: Method = Lora()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+
+
+def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a mapping and freeze it. Raises RecipeError naming every fault."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(dict(fault)) for fault in error.errors()]
+        raise RecipeError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _explain(fault: dict[str, Any]) -> str:
+    loc = [str(part) for part in fault["loc"]]
+    if fault["type"] == "union_tag_invalid":
+        tag = str(fault["ctx"]["tag"])
+        return f"adapt.method = {tag!r} is no method ({nearest(tag, METHODS)})"
+    method = None
+    if loc[0] == "adapt" and len(loc) > 1 and loc[1] in METHODS:
+        method = loc.pop(1)
+    place = ".".join(loc)
+    if fault["type"] == "extra_forbidden":
+        known = _keys_at(loc[:-1], method)
+        whose = f" of adapt.method = {method}" if method else ""
+        return f"unknown key {place!r}{whose} ({nearest(loc[-1], known)})"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{place} = {fault.get('input')!r}: {message}"
+
+
+def _keys_at(path: list[str], method: str | None) -> list[str]:
+    if method is not None:
+        return list(METHODS[method].model_fields)
+    model: type[BaseModel] = Recipe
+    for name in path:
+        field = model.model_fields.get(name)
+        kind = field.annotation if field is not None else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            model = kind
+    return list(model.model_fields)
