@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from timechat.planning import Machine, Rows, Shape, make_plan
+from timechat.planning.facts import Machine, Rows, Shape
+from timechat.planning.plan import make_plan
 from timechat.recipe import parse_recipe
 
 ROWS = Rows(400, 26_000, 16, 8_000, 120, 20, 9.0)

@@ -12,7 +12,7 @@ import torch
 from timechat.model import machine
 from timechat.model.load import pick_dtype
 from timechat.model.starter import FOLDER, cache_folder
-from timechat.planning import STEP_EFFICIENCY
+from timechat.planning.resources import STEP_EFFICIENCY
 from timechat.stages.environment import PACKAGES, package_version
 from timechat.stages.evaluating.cache import answers_folder
 

@@ -14,7 +14,8 @@ from timechat.conversation import Conversation
 from timechat.model.load import pick_dtype
 from timechat.model.paths import refuse_recurrent
 from timechat.model.shapes import skeleton
-from timechat.planning import Rows, make_plan
+from timechat.planning.facts import Rows
+from timechat.planning.plan import make_plan
 from timechat.recipe import Recipe
 from timechat.records import Derived, Plan
 from timechat.stages.preparing.prepare import Prepared

@@ -16,7 +16,8 @@ from timechat.model.choose import find_activation
 from timechat.model.load import Loaded
 from timechat.model.method import count_learning
 from timechat.model.paths import path_of, row_limit
-from timechat.planning import Machine, Rows, Shape, make_plan
+from timechat.planning.facts import Machine, Rows, Shape
+from timechat.planning.plan import make_plan
 from timechat.recipe import Recipe
 from timechat.records import Plan
 

@@ -1,0 +1,1 @@
+"""Arithmetic before a run: will it fit, how long will it take, at what settings, and why."""
