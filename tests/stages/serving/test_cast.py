@@ -91,15 +91,15 @@ def choose(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return choose
 
 
-def test_auto_takes_llama_then_openvino_then_torch(choose: Any) -> None:
-    assert kinds(choose({})) == ["llama", "openvino", "torch"]
-    assert kinds(choose({"llama": "not installed"})) == ["openvino", "torch"]
+def test_auto_takes_openvino_then_llama_then_torch(choose: Any) -> None:
+    assert kinds(choose({})) == ["openvino", "llama", "torch"]
+    assert kinds(choose({"openvino": "another family"})) == ["llama", "torch"]
 
 
 def test_what_was_passed_over_is_told_with_its_reason(choose: Any) -> None:
     engine = choose({"llama": "no such wheel", "openvino": "another family"})
     assert kinds(engine) == ["torch"]
-    assert engine.spec["note"] == "not on llama: no such wheel; not on openvino: another family"
+    assert engine.spec["note"] == "not on openvino: another family; not on llama: no such wheel"
 
 
 def test_an_engine_that_was_named_stands_alone(choose: Any) -> None:
@@ -113,6 +113,7 @@ def test_an_engine_that_was_named_stands_alone(choose: Any) -> None:
 def test_a_damaged_file_is_refused_by_the_gate_and_the_next_engine_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(serve, "ENGINES", ("llama", "openvino", "torch"))
     monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
     base = write_family(tmp_path / "base", "llama", hidden_size=128, head_dim=64)
     good = start_served(base)

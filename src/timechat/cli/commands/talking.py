@@ -49,7 +49,7 @@ def chat(
     type=click.Choice(["auto", "llama", "openvino", "torch"]),
     default="auto",
     show_default=True,
-    help="auto: llama (llama.cpp) where it is installed, else openvino, else torch; each where it"
+    help="auto: openvino, else llama (llama.cpp) where it is installed, else torch; each where it"
     " knows the model.",
 )
 @click.option(

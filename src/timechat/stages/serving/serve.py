@@ -36,9 +36,9 @@ from timechat.store import read_json
 # A model under a name of its own: scripts for other services name theirs.
 OWN_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")
 EngineName = Literal["auto", "llama", "openvino", "torch"]
-# In this order `auto` tries them: the soonest next word first. OpenVINO reads a long first prompt
-# sooner than llama.cpp does (docs/serving.md). The last one reads every model.
-ENGINES = ("llama", "openvino", "torch")
+# In this order `auto` tries them: OpenVINO's first word comes in half of llama.cpp's time, and its
+# words a tenth slower (bench/RESULTS.md, chat latency). The last one reads every model.
+ENGINES = ("openvino", "llama", "torch")
 # What each needs, and how it is had.
 _NEEDS = {
     "llama": {"llama_cpp": "llama-cpp-python"},
