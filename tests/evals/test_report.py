@@ -232,6 +232,24 @@ def test_many_groups_show_both_ends_and_say_how_many_are_between(tmp_path):
     assert ">g20<" not in page
 
 
+def test_many_measures_are_folded_away_but_for_bad_news(tmp_path):
+    others = [replace(LIKELIHOOD, name=f"other {i}") for i in range(8)]
+    others[6] = replace(others[6], verdict="lost")
+    page = write(tmp_path, replace(REPORT, measures=(TASK, RETENTION, *others)))[2]
+    fold = page.index("<summary>4 more measures")
+    for name in ("answer score", "general ability", "other 0", "other 2", "other 6"):
+        assert page.index(f'scope="row">{name}<') < fold
+    for name in ("other 3", "other 5", "other 7"):
+        assert page.index(f'scope="row">{name}<') > fold
+    assert "more measures" not in write(tmp_path, REPORT)[2]
+
+
+def test_a_command_in_a_finding_is_set_as_code(tmp_path):
+    finding = "`timechat compare RUN` asks `<b>every</b>` one"
+    page = write(tmp_path, replace(REPORT, findings=(finding,)))[2]
+    assert "<code>timechat compare RUN</code> asks <code>&lt;b&gt;every" in page
+
+
 def test_headline_tells_figures_interval_and_margin():
     assert headline(TASK, LIKELIHOOD, RETENTION, "improved", groups="facts") == (
         "On 136 held-out questions (34 facts), answer score rose from 2 % to 71 % (+69 points, "

@@ -29,7 +29,7 @@ from timechat.records import Measure, Report, Sample
 Curves = Mapping[str, Sequence[Sequence[float]]]
 
 MAX_GROUPS = 8
-OPEN_SAMPLES = 12
+OPEN_MEASURES, OPEN_SAMPLES = 5, 12
 _GOOD = {"improved", "kept"}
 _BAD = {"not_improved", "lost"}
 
@@ -54,8 +54,13 @@ def draw_top(report: Report) -> str:
 
 
 def _draw_findings(findings: Sequence[str]) -> str:
-    items = "".join(f"<li>{_figure(finding)}</li>" for finding in findings)
+    items = "".join(f"<li>{_commands(_figure(finding))}</li>" for finding in findings)
     return f'<ul class="findings">{items}</ul>' if items else ""
+
+
+def _commands(written: str) -> str:
+    """What stands between backticks, as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", written)
 
 
 def draw_checks(report: Report) -> str:
@@ -76,6 +81,19 @@ def draw_measures(report: Report) -> str:
     for measure in measures:
         reach = max((abs(end) for end in measure.ci95 if abs(end) < float("inf")), default=0.0)
         extents[_axis(measure)] = max(extents.get(_axis(measure), 0.0), reach)
+    # The first say what matters; of the others, only bad news is not folded away.
+    shown = [m for i, m in enumerate(measures) if i < OPEN_MEASURES or m.verdict in _BAD]
+    rest = [m for m in measures if m not in shown]
+    table = _draw_table(shown, extents)
+    if not rest:
+        return table
+    return (
+        f"{table}<details><summary>{len(rest)} more measures: by kind of question, by other scorers"
+        f"</summary>{_draw_table(rest, extents)}</details>"
+    )
+
+
+def _draw_table(measures: Sequence[Measure], extents: Mapping[str, float]) -> str:
     rows = "".join(_draw_measure(measure, 1.05 * extents[_axis(measure)]) for measure in measures)
     heads = "".join(
         f"<th{' class=number' if name in _NUMBERS else ''}>{name}</th>" for name in _COLUMNS
