@@ -26,7 +26,7 @@ STEP_ROWS = sum(LEARNING)
 # How often each correction is seen while it is learned, and the steps that even one takes.
 VIEWS, FEWEST_STEPS = 16, 12
 # Steps of rehearsal for one of learning.
-REHEARSALS = 2.2
+REHEARSALS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
