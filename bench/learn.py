@@ -28,7 +28,7 @@ from timechat.ledger.judging import Answer, Item, Judgement
 from timechat.model.load import Loaded, load, resolve
 from timechat.stages.annotating.annotate import open_folder
 from timechat.stages.runs.versions import versions
-from timechat.store import append_line
+from timechat.store.files import append_line
 
 # Question as asked, the right answer, what must be in it, other wordings that the author of the
 # correction gives, and wordings that only this file knows.

@@ -27,7 +27,7 @@ from timechat.records import Report
 from timechat.shipped import shipped
 from timechat.stages.comparing.compare import compare
 from timechat.stages.training.train import train
-from timechat.store import read_json, write_lines
+from timechat.store.files import read_json, write_lines
 
 NOTHING_HELD = {"replay": 0.0, "average": 0.0, "word_dropout": 0.0}
 ALL_GENERAL = 1_000

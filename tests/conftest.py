@@ -117,14 +117,22 @@ def loaded(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Loade
     return Loaded(Source("tiny", Path("tiny")), model, tokenizer, Renderer(tokenizer))
 
 
-@pytest.fixture
-def small_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fortieth of the general questions, a seventh of the texts, and a cache of the test's own: a
-    byte tokenizer makes every question long."""
-    monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
+@contextmanager
+def part_of_suite(of_questions: int, of_texts: int) -> Generator[None]:
+    """One row in so many of the general suite: a byte tokenizer makes every question long."""
     whole = suite._rows
-    step = dict.fromkeys(suite.ITEMS, 40)
-    monkeypatch.setattr(suite, "_rows", lambda name: whole(name)[:: step.get(name, 7)])
+    step = dict.fromkeys(suite.ITEMS, of_questions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "_rows", lambda name: whole(name)[:: step.get(name, of_texts)])
+        yield
+
+
+@pytest.fixture
+def small_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """A fortieth of the questions, a seventh of the texts, and a cache of the test's own."""
+    monkeypatch.setenv("TIMECHAT_CACHE", str(tmp_path / "cache"))
+    with part_of_suite(40, 7):
+        yield
 
 
 @contextmanager

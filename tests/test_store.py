@@ -10,23 +10,18 @@ from pathlib import Path
 import pytest
 
 from timechat.errors import RunError
-from timechat.store import (
-    Draft,
+from timechat.store.claims import is_owned, owned
+from timechat.store.files import (
     append_line,
-    build_folder,
-    is_owned,
-    owned,
     read_json,
     read_lines,
-    remove_folder,
     sha256,
-    sweep,
-    system_errors,
     to_json,
     write_json,
     write_lines,
     write_text,
 )
+from timechat.store.folders import Draft, build_folder, remove_folder, sweep, system_errors
 
 
 @dataclass
@@ -173,7 +168,7 @@ def test_a_removed_folder_is_gone_under_its_name_at_once(tmp_path: Path) -> None
 
 def test_a_folder_has_one_owner_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from timechat.store import owned\n"
+        "import sys, time; from pathlib import Path; from timechat.store.claims import owned\n"
         "with owned(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
     )
     ask = [sys.executable, "-c", code, str(tmp_path)]

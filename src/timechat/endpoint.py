@@ -24,7 +24,7 @@ import httpx
 
 from timechat.conversation import Message
 from timechat.errors import ModelError
-from timechat.store import append_line, read_lines
+from timechat.store.files import append_line, read_lines
 from timechat.stream import ASKED, Streamed, read_answer
 
 KEYS = ("TIMECHAT_API_KEY", "OPENAI_API_KEY")

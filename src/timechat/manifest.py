@@ -17,7 +17,8 @@ from typing import Any
 
 from timechat.errors import CheckpointError, ModelError
 from timechat.guard import check_entry, read_config
-from timechat.store import sha256, sync_tree, write_text
+from timechat.store.files import sha256, write_text
+from timechat.store.folders import sync_tree
 
 MANIFEST = "manifest.json"
 # Of a manifest: its version, how to tell a newer one from this.

@@ -22,7 +22,7 @@ from timechat.model.load import digest_folder, load, resolve
 from timechat.model.peft import save_adapter
 from timechat.stages.exporting import hearing, target
 from timechat.stages.exporting.export import export
-from timechat.store import read_json
+from timechat.store.files import read_json
 
 QUESTIONS = [
     Conversation(str(i), (Message("user", f"What is {i}?"), Message("assistant", f"It is {i}.")))

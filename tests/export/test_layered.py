@@ -24,7 +24,7 @@ from timechat.model.peft import save_adapter
 from timechat.stages.exporting import export as stage
 from timechat.stages.exporting import hearing, target
 from timechat.stages.exporting.export import Exported, export
-from timechat.store import read_json
+from timechat.store.files import read_json
 
 STOPS = frozenset({2})
 PROBES = [

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from timechat.store import read_json, read_lines, sha256
+from timechat.store.files import read_json, read_lines, sha256
 
 COUNT, KILL_BEFORE, KILL_AFTER, FAIL_ONCE, FAIL_FROM, SHORT_WRITE = range(1, 7)
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from test_record import place as place
 
 from timechat.recipe_file import load_recipe
 from timechat.stages.preparing.prepare import prepare
-from timechat.store import read_json, read_lines
+from timechat.store.files import read_json, read_lines
 
 # Left to `make test-faults`.
 LATER = (pytest.mark.slow, pytest.mark.faults)

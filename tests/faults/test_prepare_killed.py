@@ -9,7 +9,7 @@ from harness import COUNT, FAIL_FROM, KILL_AFTER, KILL_BEFORE, Zygote
 from test_disk import errors_of
 
 from timechat.stages.preparing.prepare import load_prepared
-from timechat.store import sweep
+from timechat.store.folders import sweep
 
 # Left to `make test-faults`.
 LATER = (pytest.mark.slow, pytest.mark.faults)

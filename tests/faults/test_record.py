@@ -17,7 +17,7 @@ from test_disk import errors_of
 
 from timechat.manifest import checkpoints, read_manifest
 from timechat.stages.runs.record import ENVIRONMENT
-from timechat.store import read_json, read_lines, write_json
+from timechat.store.files import read_json, read_lines, write_json
 from timechat.training.saver import Saver
 
 Finish = Callable[[Path], dict[str, Any]]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from harness import Zygote, write_recipe
 
-from timechat.store import read_lines
+from timechat.store.files import read_lines
 
 # Left to `make test-faults`.
 LATER = (pytest.mark.slow, pytest.mark.faults)

@@ -68,7 +68,7 @@ def finish(report: Any, folder: Path, strict: bool, as_json: bool) -> None:
 
 def emit(value: Any, as_json: bool) -> None:
     if as_json:
-        from timechat.store import to_json
+        from timechat.store.files import to_json
 
         click.echo(json.dumps(to_json(value), ensure_ascii=False))
 

@@ -26,14 +26,15 @@ def in_batches(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     A batch given by itself is answered as it is among the others.
     """
     ranked = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    batches: list[list[int]] = [[]]
+    batches: list[list[int]] = []
     for place in ranked:
         # The newest is the longest, to which the others are padded.
-        tokens = (len(batches[-1]) + 1) * len(prompts[place])
-        if batches[-1] and (len(batches[-1]) == MOST_ROWS or tokens > MOST_TOKENS):
-            batches.append([])
-        batches[-1].append(place)
-    return [batch for batch in batches if batch]
+        fits = batches and (len(batches[-1]) + 1) * len(prompts[place]) <= MOST_TOKENS
+        if fits and len(batches[-1]) < MOST_ROWS:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
 
 
 @torch.inference_mode()

@@ -21,7 +21,8 @@ from timechat.engine.protocol import Capabilities, Delta, Ending, Request
 from timechat.model.adapt import merge
 from timechat.model.load import Source, has_fast_bf16, load
 from timechat.model.machine import free_memory
-from timechat.store import build_folder, read_json, write_json
+from timechat.store.files import read_json, write_json
+from timechat.store.folders import build_folder
 
 # Tokens of one cache block on a CPU.
 BLOCK = 32

@@ -36,7 +36,7 @@ from timechat.evals.page import FOOTNOTES, build_page
 from timechat.evals.power import MIN_CLUSTERS, MIN_ITEMS
 from timechat.evals.sections import Curves
 from timechat.records import Measure, Report, Sample, Verdict
-from timechat.store import to_json, write_json, write_text
+from timechat.store.files import to_json, write_json, write_text
 
 CURVES = ("train", "validation", "accuracy", "general", "divergence")
 MEASURE_COLUMNS = (

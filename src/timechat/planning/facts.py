@@ -10,6 +10,8 @@ from timechat.records import Derived
 
 Numbers = dict[str, Derived]
 
+GIB = 2**30
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

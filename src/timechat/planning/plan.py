@@ -6,13 +6,11 @@ stage's work. Every number carries the rule that made it, so that it can be argu
 
 from __future__ import annotations
 
-from timechat.planning.facts import Facts, Machine, Numbers, Rows, Shape
+from timechat.planning.facts import GIB, Facts, Machine, Numbers, Rows, Shape
 from timechat.planning.resources import plan_bytes, plan_seconds
 from timechat.planning.settings import plan_learning, plan_lengths
 from timechat.recipe import Lora, Recipe
 from timechat.records import Derived, Plan
-
-GIB = 2**30
 
 
 def make_plan(recipe: Recipe, rows: Rows, shape: Shape, machine: Machine) -> Plan:

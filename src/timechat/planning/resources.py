@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from timechat.planning.facts import Facts, Numbers, given
+from timechat.planning.facts import GIB, Facts, Numbers, given
 from timechat.recipe import Lora, Qlora, Recipe
 from timechat.records import Derived
 
 # Share of the matrix rate that a whole training step reaches (bench/RESULTS.md).
 STEP_EFFICIENCY = 0.40
-GIB = 2**30
 
 
 def plan_bytes(numbers: Numbers, facts: Facts) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from timechat.model.load import Loaded, digest_folder
 from timechat.model.machine import machine_name
-from timechat.store import sha256
+from timechat.store.files import sha256
 
 PACKAGES = ("timechat", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 

@@ -25,7 +25,8 @@ from timechat.model.method import save_model
 from timechat.model.peft import ADAPTER_WEIGHTS, peft_weights
 from timechat.model.ranks import ALONE, Ranks
 from timechat.records import CheckpointInfo
-from timechat.store import Draft, build_folder, read_json, system_errors, write_json, write_text
+from timechat.store.files import read_json, write_json, write_text
+from timechat.store.folders import Draft, build_folder, system_errors
 from timechat.training.pieces import Pieces, Rows, write_pieces
 from timechat.training.trainer import Begun, Trainer
 

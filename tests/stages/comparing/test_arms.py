@@ -25,7 +25,7 @@ from timechat.stages.comparing.arms import (
 from timechat.stages.comparing.compare import compare
 from timechat.stages.comparing.contest import Options
 from timechat.stages.watch import Watcher
-from timechat.store import read_json
+from timechat.store.files import read_json
 
 pytestmark = pytest.mark.usefixtures("small_suite")
 

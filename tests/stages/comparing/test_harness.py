@@ -20,7 +20,7 @@ from timechat.stages.comparing.compare import compare
 from timechat.stages.comparing.contest import Options
 from timechat.stages.comparing.harness import Asked, check_tasks, weigh_harness
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, write_lines
+from timechat.store.files import read_json, write_lines
 
 COLOURS = ("red", "green", "blue", "a long shade of grey")
 CHOOSE = """

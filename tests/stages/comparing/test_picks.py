@@ -19,7 +19,7 @@ from timechat.recipe import Data
 from timechat.stages.annotating.annotate import open_folder
 from timechat.stages.annotating.collect import collect
 from timechat.stages.comparing.picks import weigh_picks
-from timechat.store import write_lines
+from timechat.store.files import write_lines
 
 NUM = 120
 ROWS = tuple(conversation(f"q{i}", f"Door {i}?", "Green") for i in range(NUM))

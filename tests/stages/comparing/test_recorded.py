@@ -15,7 +15,7 @@ from timechat.stages.comparing import contest, sides
 from timechat.stages.comparing.compare import compare
 from timechat.stages.comparing.contest import Options
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, write_json
+from timechat.store.files import read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("small_suite")
 

@@ -31,6 +31,17 @@ def test_never_fewer_than_an_interval_is_worth(renderer: Renderer) -> None:
     assert len({c.cluster for c in part.choices}) == 101
 
 
+@pytest.mark.parametrize(("busy", "asked"), [(2.0, 505), (3.0, 404), (6.0, 404), (9.0, 303)])
+def test_a_busy_machine_asks_enough_for_an_interval(
+    renderer: Renderer, busy: float, asked: int
+) -> None:
+    """The verdict of a run hung on the machine: 303 questions were too few for its margin."""
+    general = general_suite(renderer)
+    pace = Pace(1e-3)
+    quiet = pace.seconds(general)
+    assert len(afford(general, Pace(busy * 1e-3), 1, 1.01 * quiet).choices) == asked
+
+
 def test_a_share_is_told_and_the_whole_is_not(loaded: Loaded) -> None:
     assert tell_share(1010, 1010) == tell_share(1010, 0) == ""
     assert tell_share(505, 1010).startswith("asked 505 of 1,010 general questions")

@@ -11,7 +11,8 @@ from timechat.manifest import checkpoints, step_of, write_manifest
 from timechat.stages.runs.keep import newest_planned, pinned, point, retain
 from timechat.stages.runs.listing import describe, list_runs, pin, remove
 from timechat.stages.runs.record import note
-from timechat.store import append_line, owned, write_json
+from timechat.store.claims import owned
+from timechat.store.files import append_line, write_json
 from timechat.training.checkpoint import step_folder
 
 

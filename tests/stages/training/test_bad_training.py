@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from timechat.errors import DataError, ModelError
 from timechat.recipe import Full, Recipe
 from timechat.stages.training.train import train
-from timechat.store import read_lines
+from timechat.store.files import read_lines
 
 pytestmark = pytest.mark.usefixtures("small_suite")
 

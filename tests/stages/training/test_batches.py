@@ -12,7 +12,7 @@ from timechat.errors import RunError
 from timechat.stages.training.batches import cut_batches, plan_steps
 from timechat.stages.training.context import build_context
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, write_json
+from timechat.store.files import read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("small_suite")
 

@@ -11,7 +11,7 @@ from timechat.errors import TrainingError
 from timechat.recipe import Full
 from timechat.stages.training.health import EXPLODED, Health
 from timechat.stages.training.train import train
-from timechat.store import read_lines
+from timechat.store.files import read_lines
 
 pytestmark = pytest.mark.usefixtures("small_suite")
 

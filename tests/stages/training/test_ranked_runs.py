@@ -18,7 +18,7 @@ from timechat.recipe import parse_recipe
 from timechat.recipe_file import dump_recipe
 from timechat.stages.training.context import build_context
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, read_lines
+from timechat.store.files import read_json, read_lines
 
 METHODS = {"lora": {"method": "lora", "rank": 4}, "full": {"method": "full"}}
 

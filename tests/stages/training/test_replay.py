@@ -16,7 +16,7 @@ from timechat.stages.comparing.compare import compare
 from timechat.stages.comparing.contest import Options
 from timechat.stages.training.train import resume, train
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, read_lines, sha256
+from timechat.store.files import read_json, read_lines, sha256
 
 pytestmark = pytest.mark.usefixtures("small_suite")
 

@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_base
+from conftest import part_of_suite, write_base
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import timechat
 from timechat.errors import PlanError, RunError
-from timechat.evals import suite
 from timechat.model.load import load, resolve
 from timechat.recipe import Recipe, parse_recipe
 from timechat.records import Plan, StepRecord
 from timechat.stages.training.train import Run, preview, train
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, read_lines, sha256
+from timechat.store.files import read_json, read_lines, sha256
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "pink", "grey")
 THINGS = ("door", "roof", "boat", "coat", "lamp", "cup")
@@ -77,10 +76,7 @@ class Stopping(Watcher):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_suite() -> Generator[None]:
-    """A seventh of the general suite: a byte tokenizer makes every question long."""
-    whole = suite._rows
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "_rows", lambda name: whole(name)[::7])
+    with part_of_suite(7, 7):
         yield
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import part_of_suite
 from test_train import make_recipe
 from transformers import AutoModelForCausalLM
 
-from timechat.evals import suite
 from timechat.model.load import load, resolve
 from timechat.model.quantise import QuantLinear
 from timechat.recipe import Recipe, parse_recipe
 from timechat.stages.training.train import Run, preview, train
-from timechat.store import read_json, read_lines
+from timechat.store.files import read_json, read_lines
 
 
 def recipe_for(folder: Path, adapt: dict[str, Any], **more: Any) -> Recipe:
@@ -26,9 +26,7 @@ def recipe_for(folder: Path, adapt: dict[str, Any], **more: Any) -> Recipe:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_suite() -> Generator[None]:
-    whole = suite._rows
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "_rows", lambda name: whole(name)[::7])
+    with part_of_suite(7, 7):
         yield
 
 

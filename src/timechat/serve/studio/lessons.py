@@ -18,7 +18,7 @@ from typing import Any
 from timechat.serve.errors import ApiError
 from timechat.stages.learning.progress import read_progress
 from timechat.stages.runs.versions import LEARNED
-from timechat.store import is_owned
+from timechat.store.claims import is_owned
 
 LOG = "lesson.log"
 PATIENCE_S = 20.0

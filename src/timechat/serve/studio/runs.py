@@ -16,7 +16,7 @@ from timechat.serve.errors import ApiError
 from timechat.serve.gate import gate_of
 from timechat.serve.studio.desk import run_of
 from timechat.serve.studio.earlier import kept_steps
-from timechat.store import read_json, read_lines
+from timechat.store.files import read_json, read_lines
 
 router = APIRouter(tags=["studio"])
 

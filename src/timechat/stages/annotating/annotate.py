@@ -26,7 +26,7 @@ from timechat.stages.preparing.output import SPLITS
 from timechat.stages.preparing.prepare import load_prepared
 from timechat.stages.serving.chat import open_responder
 from timechat.stages.watch import Watcher
-from timechat.store import read_lines
+from timechat.store.files import read_lines
 
 # Answers that are few, short and used again and again are labels: a closed set to choose from.
 MAX_LABELS, MAX_LABEL_LENGTH, USES_OF_A_LABEL = 200, 60, 3

@@ -21,7 +21,7 @@ from timechat.ledger.judging import TICKS, Item, Judgement
 from timechat.stages.annotating.exchange.argilla import write_records
 from timechat.stages.annotating.exchange.fields import write_prompt, write_time
 from timechat.stages.annotating.exchange.labelstudio import write_config, write_tasks
-from timechat.store import write_lines, write_text
+from timechat.store.files import write_lines, write_text
 
 Shape = Literal["rows", "pairs", "csv", "label-studio", "argilla"]
 SHAPES: tuple[str, ...] = get_args(Shape)

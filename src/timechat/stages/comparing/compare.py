@@ -37,7 +37,7 @@ from timechat.stages.evaluating import snapshot
 from timechat.stages.evaluating.report import Extra, build_report, say_power
 from timechat.stages.preparing.prepare import load_prepared, rows_of_run
 from timechat.stages.watch import Watcher
-from timechat.store import read_json
+from timechat.store.files import read_json
 
 MAX_QUESTIONS = 400
 

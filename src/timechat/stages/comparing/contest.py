@@ -36,7 +36,7 @@ from timechat.stages.comparing.documents import EmbedderName, build_index
 from timechat.stages.comparing.hosted import Price
 from timechat.stages.comparing.sides import Asker, Side
 from timechat.stages.comparing.strengths import slide, tell_slider
-from timechat.store import write_lines
+from timechat.store.files import write_lines
 
 MAX_NEW_TOKENS = 96
 

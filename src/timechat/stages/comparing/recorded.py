@@ -20,7 +20,7 @@ from timechat.stages.evaluating import snapshot
 from timechat.stages.evaluating.report import Extra, build_report
 from timechat.stages.evaluating.snapshot import Snapshot
 from timechat.stages.watch import Watcher
-from timechat.store import read_json
+from timechat.store.files import read_json
 
 REPORT = "report.json"
 

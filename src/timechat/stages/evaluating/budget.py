@@ -3,6 +3,9 @@
 The six promises may cost 5 % of a run or a minute, whichever is more. Two thirds of that go to
 what the model could do before; gradient, resume and export share the rest. The pace is measured on
 the first questions of the fixed draw.
+
+A verdict should not hang on how busy the machine was, and an interval of fewer than about 400
+questions is wider than the margin: so many are asked unless they take far longer than that.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ SHARE, LEAST_S = 0.05, 60.0
 FOR_RETENTION = 2 / 3
 # Tenths of every group; below two tenths (about 200 questions) no interval is worth its minutes.
 TENTHS, FEWEST = 10, 2
+# Four tenths are asked where they take no more than so many times the seconds allowed.
+ENOUGH, PATIENCE = 4, 3.0
 # Timed after a first few that warm the machine up; a slow model is timed on those alone.
 WARM, TIMED, SLOW_S = 4, 24, 4.0
 
@@ -52,11 +57,12 @@ def allowance(train_seconds: float) -> float:
 
 
 def afford(general: General, pace: Pace, passes: int, seconds: float) -> General:
-    """What can be asked `passes` times within `seconds`: all of it, or tenths of every group."""
+    """What is asked `passes` times: all of it within `seconds`, or tenths of every group."""
     whole = passes * pace.seconds(general)
     if whole <= seconds:
         return general
-    tenths = max(FEWEST, int(TENTHS * seconds / whole))
+    enough = min(ENOUGH, int(PATIENCE * TENTHS * seconds / whole))
+    tenths = max(FEWEST, enough, int(TENTHS * seconds / whole))
     return take_share(general, tenths / TENTHS)
 
 

@@ -34,7 +34,7 @@ from timechat.model.paths import path_of
 from timechat.model.starter import cache_folder
 from timechat.stages.environment import code_digest
 from timechat.stages.watch import Watcher
-from timechat.store import write_text
+from timechat.store.files import write_text
 
 FORMAT = 2
 MAX_BYTES = 16_000_000

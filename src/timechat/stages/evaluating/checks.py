@@ -21,7 +21,7 @@ from timechat.model.adapt import adapters, merged
 from timechat.model.load import Loaded, load, resolve
 from timechat.model.render import Renderer
 from timechat.records import Check, DataCard, Measure
-from timechat.store import sha256
+from timechat.store.files import sha256
 from timechat.training.checkpoint import Identity, restore, save
 from timechat.training.trainer import Trainer
 

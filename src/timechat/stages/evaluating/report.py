@@ -33,7 +33,7 @@ from timechat.stages.evaluating.budget import tell_share
 from timechat.stages.evaluating.checks import check_retention
 from timechat.stages.evaluating.snapshot import Snapshot
 from timechat.stages.watch import Watcher
-from timechat.store import read_lines
+from timechat.store.files import read_lines
 
 NUM_SAMPLES = 24
 NATS = "nats per token"

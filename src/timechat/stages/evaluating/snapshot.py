@@ -22,7 +22,7 @@ from timechat.model.load import Loaded
 from timechat.records import Score
 from timechat.stages.evaluating.cache import AnswerCache, ask_general
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, read_lines, write_json, write_lines
+from timechat.store.files import read_json, read_lines, write_json, write_lines
 
 FILES = ("task", "choices", "prose", "general")
 TIMING = "timing.json"

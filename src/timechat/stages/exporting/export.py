@@ -52,7 +52,7 @@ from timechat.stages.exporting.target import (
     run_of,
 )  # fmt: skip
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, sha256, write_json, write_text
+from timechat.store.files import read_json, sha256, write_json, write_text
 
 FORMATS = ("adapter", "merged", "gguf")
 

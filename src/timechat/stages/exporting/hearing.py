@@ -27,7 +27,7 @@ from timechat.model.peft import BASE_NOTE
 from timechat.model.render import Renderer
 from timechat.stages.preparing.prepare import load_prepared, rows_of_run
 from timechat.stages.watch import Watcher
-from timechat.store import read_json
+from timechat.store.files import read_json
 
 # Prompts that the gate asks, and their tokens in all: enough to see any mistake, little to wait.
 NUM_PROBES, PROBE_TOKENS = 16, 3000

@@ -25,7 +25,7 @@ from timechat.stages.evaluating import snapshot
 from timechat.stages.evaluating.budget import afford, allowance, measure_pace
 from timechat.stages.evaluating.report import measure_all
 from timechat.stages.watch import Watcher
-from timechat.store import read_json
+from timechat.store.files import read_json
 
 # As `compare` asks where no run says otherwise.
 MAX_NEW_TOKENS = 96

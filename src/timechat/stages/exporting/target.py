@@ -23,7 +23,8 @@ from timechat.model.load import Source, digest_folder, pick_dtype
 from timechat.model.machine import free_disk, free_memory
 from timechat.model.peft import ADAPTER_WEIGHTS, BASE_NOTE
 from timechat.stages.watch import Watcher
-from timechat.store import build_folder, read_json
+from timechat.store.files import read_json
+from timechat.store.folders import build_folder
 
 # Tokens of the prompts that are heard layer by layer: all of them go through at once.
 LAYERED_TOKENS = 1000

@@ -36,7 +36,7 @@ from timechat.stages.jobs.job import (
     write_results,
 )
 from timechat.stages.jobs.process import Lock, end, killed_by, last_words, running
-from timechat.store import write_bytes, write_text
+from timechat.store.files import write_bytes, write_text
 
 BEAT_S = 1.0
 # How often a job is taken up again after its child was killed without having got further.

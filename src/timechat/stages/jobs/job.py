@@ -19,7 +19,7 @@ from timechat.data.verdicts import HARMLESS, Drop, clean
 from timechat.errors import RecipeError, UserError, nearest
 from timechat.ledger.jobs import Job
 from timechat.recipe import Data, Recipe, parse_recipe
-from timechat.store import read_json, read_lines
+from timechat.store.files import read_json, read_lines
 
 MIN_EXAMPLES = 10
 OURS = {"n_epochs": "train.epochs", "batch_size": "train.batch_rows"}

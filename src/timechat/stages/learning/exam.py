@@ -25,7 +25,7 @@ from timechat.stages.evaluating.snapshot import read_choosing, read_reference, r
 from timechat.stages.learning.corrections import Correction
 from timechat.stages.runs.versions import Version, in_use, version_in_use
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, read_lines, write_lines
+from timechat.store.files import read_json, read_lines, write_lines
 
 # General questions that are asked at most: enough for an interval, few enough for minutes.
 MOST_GENERAL = 400

@@ -27,7 +27,9 @@ from timechat.stages.runs.versions import (
 )
 from timechat.stages.stop import Stop
 from timechat.stages.watch import Watcher
-from timechat.store import owned, read_json, remove_folder, sweep_run, write_json
+from timechat.store.claims import owned
+from timechat.store.files import read_json, write_json
+from timechat.store.folders import remove_folder, sweep_run
 
 
 def learn(

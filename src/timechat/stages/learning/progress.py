@@ -16,7 +16,7 @@ from typing import Any
 from timechat.errors import RunError
 from timechat.records import Plan, StepRecord
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, write_json
+from timechat.store.files import read_json, write_json
 
 PROGRESS = "progress.json"
 EVERY_S = 0.5

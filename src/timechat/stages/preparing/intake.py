@@ -25,7 +25,7 @@ from timechat.data.verdicts import HARMLESS, Drop, clean
 from timechat.errors import DataError
 from timechat.recipe import Data
 from timechat.records import Touched
-from timechat.store import sha256, to_json
+from timechat.store.files import sha256, to_json
 
 Say = Callable[[str], None]
 SHOWN_PLACES = 10

@@ -21,7 +21,7 @@ from timechat.recipe import Data
 from timechat.records import DataCard
 from timechat.stages.preparing.intake import Intake, Pool
 from timechat.stages.preparing.sorting import Sorted
-from timechat.store import append_rows, sha256
+from timechat.store.files import append_rows, sha256
 
 SPLITS = ("train", "validation", "test")
 

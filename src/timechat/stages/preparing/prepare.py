@@ -23,7 +23,8 @@ from timechat.records import DataCard
 from timechat.stages.preparing.intake import Intake, Pool, Say
 from timechat.stages.preparing.output import SPLITS, digest, make_card, write_rows
 from timechat.stages.preparing.sorting import sort_rows
-from timechat.store import build_folder, read_json, read_lines, write_json
+from timechat.store.files import read_json, read_lines, write_json
+from timechat.store.folders import build_folder
 
 FILES = frozenset({PREPARED_CARD, "dropped.jsonl", *(f"{name}.jsonl" for name in SPLITS)})
 

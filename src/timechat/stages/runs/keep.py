@@ -14,7 +14,8 @@ from typing import Any
 from timechat.errors import CheckpointError, RunError
 from timechat.manifest import checkpoints, read_manifest, step_of
 from timechat.model.machine import free_disk
-from timechat.store import read_json, remove_folder, size_of, write_json
+from timechat.store.files import read_json, write_json
+from timechat.store.folders import remove_folder, size_of
 
 KEPT = 2
 # Beside what a save needs: room for logs, and for file systems that count in blocks.

@@ -17,7 +17,9 @@ from timechat.stages.runs.keep import pin as keep_step
 from timechat.stages.runs.keep import pinned
 from timechat.stages.runs.record import ENVIRONMENT, HISTORY, RECIPE
 from timechat.stages.runs.versions import LEARNED, parents
-from timechat.store import is_owned, owned, read_json, read_lines, remove_folder, size_of
+from timechat.store.claims import is_owned, owned
+from timechat.store.files import read_json, read_lines
+from timechat.store.folders import remove_folder, size_of
 
 State = Literal["running", "finished", "stopped", "failed", "interrupted", "new"]
 # What a run is after the last event of its history, when no process owns it.

@@ -19,7 +19,7 @@ from timechat.model.digest import digest_folder, find_moved
 from timechat.model.load import resolve
 from timechat.recipe import Recipe
 from timechat.stages.preparing.prepare import Prepared, load_prepared, open_files
-from timechat.store import read_json, sha256
+from timechat.store.files import read_json, sha256
 
 ENVIRONMENT = "environment.json"
 

@@ -22,7 +22,7 @@ from timechat.recipe import Recipe, parse_recipe
 from timechat.recipe_file import dump_recipe, load_recipe
 from timechat.stages.runs.moved import ENVIRONMENT, changed_files, is_same_base, is_same_rows
 from timechat.stages.watch import Watcher
-from timechat.store import append_line, read_json, write_json, write_text
+from timechat.store.files import append_line, read_json, write_json, write_text
 
 CHANGES = ("recipe", "data", "base")
 HISTORY = "history.jsonl"

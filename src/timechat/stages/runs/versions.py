@@ -19,7 +19,8 @@ from timechat.errors import RunError
 from timechat.manifest import verify
 from timechat.stages.runs.keep import point
 from timechat.stages.runs.record import RECIPE, note
-from timechat.store import owned, read_json
+from timechat.store.claims import owned
+from timechat.store.files import read_json
 
 LEARNED = "learned"
 VERSION = "version.json"

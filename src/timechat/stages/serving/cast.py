@@ -25,7 +25,7 @@ from timechat.model.load import Source
 from timechat.stages.exporting.export import carry_activation
 from timechat.stages.exporting.hearing import bits_of
 from timechat.stages.serving.vet import Subject, read_subject, run_child
-from timechat.store import build_folder
+from timechat.store.folders import build_folder
 
 QUANTISATIONS: dict[Bits, str] = {8: "q8_0", 4: "q4_1"}
 

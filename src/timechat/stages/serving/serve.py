@@ -31,7 +31,7 @@ from timechat.model.starter import cache_folder
 from timechat.stages.exporting.target import GATE
 from timechat.stages.serving.cast import cast_in_child, unreadable
 from timechat.stages.serving.vet import Subject, VettedEngine
-from timechat.store import read_json
+from timechat.store.files import read_json
 
 # A model under a name of its own: scripts for other services name theirs.
 OWN_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")

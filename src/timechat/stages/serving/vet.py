@@ -23,7 +23,7 @@ from timechat.engine.process import ProcessEngine
 from timechat.engine.protocol import Capabilities, Delta, Engine, Request, Sampling
 from timechat.errors import ModelError, RunError
 from timechat.export import gate
-from timechat.store import read_json, write_json
+from timechat.store.files import read_json, write_json
 
 # Raised when what is asked, or what is allowed, changes.
 FORMAT = 2

@@ -20,7 +20,8 @@ from timechat.recipe_file import dump_recipe
 from timechat.records import Report
 from timechat.stages.training.context import Context
 from timechat.stages.training.select import Candidate
-from timechat.store import build_folder, write_text
+from timechat.store.files import write_text
+from timechat.store.folders import build_folder
 from timechat.training.checkpoint import CARD
 
 UNKNOWN = "unknown"

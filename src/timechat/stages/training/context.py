@@ -30,7 +30,7 @@ from timechat.stages.runs.record import Record, note, settle
 from timechat.stages.stop import Stop
 from timechat.stages.training.plan import plan_run
 from timechat.stages.watch import Watcher
-from timechat.store import read_json, write_json
+from timechat.store.files import read_json, write_json
 from timechat.training.checkpoint import Identity
 from timechat.training.schedule import Settings
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from timechat.store import read_lines
+from timechat.store.files import read_lines
 
 # Steps without a finite loss and gradient that are left out before the run is rolled back, and how
 # often it is, each time with this share of its learning rate.

@@ -25,7 +25,8 @@ from timechat.stages.training.context import Context
 from timechat.stages.training.health import EXPLODED, LOWER, Health
 from timechat.stages.training.select import Candidate, choose_checkpoint
 from timechat.stages.training.validate import has_collapsed, validate
-from timechat.store import append_line, read_lines, remove_folder, write_lines
+from timechat.store.files import append_line, read_lines, write_lines
+from timechat.store.folders import remove_folder
 from timechat.training import checkpoint
 from timechat.training.loop import fit
 from timechat.training.saver import Saver

@@ -12,7 +12,7 @@ from timechat.engine.torch import TorchEngine
 from timechat.errors import DataError
 from timechat.evals.suite import answer_conversations
 from timechat.stages.training.context import Context
-from timechat.store import read_lines, write_lines
+from timechat.store.files import read_lines, write_lines
 
 FILE = "replay.jsonl"
 # Longer answers teach little more about how a model speaks, and take their time.

@@ -38,7 +38,9 @@ from timechat.stages.training.health import tell_skipped
 from timechat.stages.training.outline import is_elsewhere, outline
 from timechat.stages.training.tune import tune
 from timechat.stages.watch import Watcher
-from timechat.store import owned, read_lines, remove_folder, sweep_run
+from timechat.store.claims import owned
+from timechat.store.files import read_lines
+from timechat.store.folders import remove_folder, sweep_run
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from timechat.stages.training.card import model_card
 from timechat.stages.training.context import Context
 from timechat.stages.training.learner import Learner
 from timechat.stages.training.select import Candidate, choose_checkpoint, choose_strength
-from timechat.store import read_json, write_json, write_lines
+from timechat.store.files import read_json, write_json, write_lines
 from timechat.training import checkpoint
 from timechat.training.trainer import Trainer
 from timechat.training.trunk import Trunk

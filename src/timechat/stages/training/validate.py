@@ -12,7 +12,7 @@ from timechat.model.adapt import adapters
 from timechat.model.load import Loaded
 from timechat.stages.training.context import Context
 from timechat.stages.training.select import Candidate
-from timechat.store import append_line
+from timechat.store.files import append_line
 from timechat.training.trainer import Trainer
 
 # Held-out questions that are answered at every validation, so that one watches the model learn.
