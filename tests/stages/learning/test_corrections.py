@@ -45,9 +45,10 @@ def test_wordings_of_one_correction_belong_together_and_no_wording_changes_sides
     (one,) = gather(queue).corrections
     assert [p[-1].content for p in one.checked] == ["a b?"]
     assert "c d?" in [p[-1].content for p in one.trained]
-    queue.add([item("e f?", answer=None)])
+    queue.add([item("e f?", answer=None), item("g h?", answer=None)])
     (again,) = gather(queue).corrections
-    assert [p[-1].content for p in again.checked] == ["a b?", "e f?"]
+    assert [p[-1].content for p in again.checked] == ["a b?", "g h?"]
+    assert {"c d?", "e f?"} <= {p[-1].content for p in again.trained}
     assert again.id == one.id
     assert again.made == 0
 

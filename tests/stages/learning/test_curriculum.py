@@ -89,6 +89,6 @@ def test_a_run_without_rows_of_its_own_learns_all_the_same(context: Context) -> 
 
 
 def test_rehearsal_grows_with_what_was_learned() -> None:
-    assert (Lengths.of(10).learning, Lengths.of(10).rehearsing) == (20, 60)
+    assert (Lengths.of(10).learning, Lengths.of(10).rehearsing) == (20, 48)
     assert Lengths.of(1).learning == 12
-    assert Lengths.of(100).rehearsing == 600
+    assert Lengths.of(100).rehearsing == 480

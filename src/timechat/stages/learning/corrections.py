@@ -1,7 +1,7 @@
 """The accepted corrections of a run's queue: what is learned from them, and what checks it.
 
 A correction is a question as it was asked, other wordings that its author gave, and the answer that
-stands. Of the other wordings every second one, beginning with the first, only checks and is never
+stands. Of the other wordings every third one, beginning with the first, only checks and is never
 trained; as wordings are added, none changes sides. Where the author gave none, rules make both
 kinds (`data.reword`), and the result says how many of its questions are of that weaker sort.
 """
@@ -24,6 +24,8 @@ from timechat.ledger.judging import Item, Judgement
 from timechat.stages.annotating.annotate import reopen
 from timechat.stages.annotating.collect import settle
 
+# Of so many other wordings one only checks.
+CHECKING = 3
 # How alike two texts are (F1 over words) that say the same of the same thing.
 ALIKE = 0.6
 # The same of two questions, which are shorter.
@@ -145,7 +147,9 @@ def _correction(
     others = _unlike(first, rest)
     wrong = next((a.text for item in items for a in item.answers), "")
     fact = next((j.note for item in items for j in said.get(item.id, []) if j.note), "")
-    trained, checked, made = [first, *others[1::2]], others[::2], 0
+    checked = others[::CHECKING]
+    trained = [first, *(other for i, other in enumerate(others) if i % CHECKING)]
+    made = 0
     if not checked:
         known = {prompt[-1].content for prompt in trained}
         found = for_checking(first[-1].content)

@@ -21,12 +21,11 @@ from timechat.stages.training.batches import cut_step, replay_batches
 from timechat.stages.training.context import Context
 
 # Rows of corrections and of the run in one step: while it learns, and while it rehearses.
-LEARNING, REHEARSING = (8, 8), (4, 12)
-STEP_ROWS = sum(LEARNING)
+LEARNING, REHEARSING = (8, 4), (4, 12)
 # How often each correction is seen while it is learned, and the steps that even one takes.
 VIEWS, FEWEST_STEPS = 16, 12
 # Steps of rehearsal for one of learning.
-REHEARSALS = 3.0
+REHEARSALS = 2.4
 
 
 @dataclass(frozen=True, slots=True)

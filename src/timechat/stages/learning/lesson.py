@@ -28,7 +28,13 @@ from timechat.recipe_file import load_recipe
 from timechat.records import Derived, Plan
 from timechat.stages.environment import environment
 from timechat.stages.learning.corrections import Gathered, drop_contradicted
-from timechat.stages.learning.curriculum import STEP_ROWS, Lengths, correction_row, plan_lesson
+from timechat.stages.learning.curriculum import (
+    LEARNING,
+    REHEARSING,
+    Lengths,
+    correction_row,
+    plan_lesson,
+)
 from timechat.stages.learning.exam import Exam, Sat
 from timechat.stages.learning.progress import Told
 from timechat.stages.learning.verdict import judge
@@ -43,7 +49,7 @@ from timechat.stages.runs.versions import (
 from timechat.stages.stop import Stop
 from timechat.stages.training.context import Context
 from timechat.stages.training.learner import Learner
-from timechat.store import read_json, write_json, write_lines
+from timechat.store.files import read_json, write_json, write_lines
 from timechat.training.trainer import Trainer
 
 # What is held weighs twice what it weighs in a run (LAB.md, learning from corrections).
@@ -171,7 +177,8 @@ class Lesson:
         numbers = {name: Derived(**number) for name, number in kept["numbers"].items()}
         steps, learning = self.lengths.steps, self.lengths.learning
         mean = sum(len(e.ids) for e in examples) / len(examples)
-        step_tokens = round(mean * STEP_ROWS)
+        rows, later = sum(LEARNING), sum(REHEARSING)
+        step_tokens = round(mean * rows)
         share, held = self.recipe.train.replay, self.recipe.train.replay_weight
         rate = numbers["learning_rate"].value
         short = all(len(c.question.split()) <= 32 for c in self.gathered.corrections)
@@ -180,7 +187,9 @@ class Lesson:
             "steps": Derived(
                 steps, f"{learning} to learn, then {self.lengths.rehearsing} to rehearse the run"
             ),
-            "batch_rows": Derived(STEP_ROWS, "corrections and rows of the run together"),
+            "batch_rows": Derived(
+                rows, f"corrections and rows of the run together; {later} while it rehearses"
+            ),
             "epochs": Derived(
                 round(self.lengths.views / len(examples), 1), "times that each wording is seen"
             ),
