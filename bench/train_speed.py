@@ -5,6 +5,7 @@
 Each contestant trains in a process of its own, one after the other, so that peak memory is its
 own. Real tokens are the rows' tokens under the chat template, counted once for all contestants;
 padding earns nothing. The first optimizer step warms up and is left out of everyone's time.
+With `--litgpt PYTHON`, the interpreter of an environment where LitGPT is installed, it takes part.
 """
 
 from __future__ import annotations
@@ -128,19 +129,46 @@ def run_trl(rows: list[dict[str, Any]], epochs: int, variant: str) -> dict[str, 
     }
 
 
-def child(name: str, count: int, epochs: int, data: str) -> None:
+def child(name: str, count: int, epochs: int, data: str, litgpt: str) -> None:
     from timechat.model.machine import peak_memory
 
     rows = load_rows(count, data)
-    run = run_timechat(rows, epochs) if name == "timechat" else run_trl(rows, epochs, name)
+    if name == "timechat":
+        run = run_timechat(rows, epochs)
+    elif name == "litgpt":
+        run = run_litgpt(rows, epochs, litgpt)
+    else:
+        run = run_trl(rows, epochs, name)
     tokens = count_tokens(rows) * epochs * run["share"]
-    line = {**run, "tokens_per_second": tokens / run["seconds"], "peak_bytes": peak_memory()}
+    # A contestant in a process of its own brings its own peak.
+    line = {"peak_bytes": peak_memory(), **run, "tokens_per_second": tokens / run["seconds"]}
     print(json.dumps(line))
 
 
-def measure(name: str, count: int, epochs: int, data: str) -> dict[str, float] | None:
+def run_litgpt(rows: list[dict[str, Any]], epochs: int, python: str) -> dict[str, float]:
+    from timechat.model.load import load_tokenizer, resolve
+
+    folder = resolve("starter").folder
+    tokenizer = load_tokenizer(folder)
+    cut = [
+        {
+            "instruction": tokenizer.apply_chat_template(
+                row["messages"][:-1], tokenize=False, add_generation_prompt=True
+            ),
+            "output": row["messages"][-1]["content"],
+        }
+        for row in rows
+    ]
+    about = {"model": str(folder), "rows": cut, "epochs": epochs, "rank": RANK, "alpha": ALPHA}
+    about |= {"rate": RATE, "step_rows": STEP_ROWS}
+    ask = [python, str(Path(__file__).with_name("peer_litgpt.py")), json.dumps(about)]
+    done = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(name: str, count: int, epochs: int, data: str, litgpt: str) -> dict[str, float] | None:
     ask = [sys.executable, __file__, "--child", name, "--rows", str(count), "--epochs", str(epochs)]
-    ask += ["--data", data]
+    ask += ["--data", data, "--litgpt", litgpt]
     done = subprocess.run(ask, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         print(f"{name}: failed\n{done.stderr[-1500:]}", file=sys.stderr)
@@ -154,10 +182,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--data", default="", help="JSON lines of messages; default: shipped")
+    parser.add_argument("--litgpt", default="", help="Python of an environment that has LitGPT")
     parser.add_argument("--child")
     given = parser.parse_args()
     if given.child:
-        child(given.child, given.rows, given.epochs, given.data)
+        child(given.child, given.rows, given.epochs, given.data, given.litgpt)
         return
     from timechat.model.machine import machine_name
 
@@ -165,8 +194,11 @@ def main() -> None:
     print("| contestant | real tokens/s | peak GiB | last loss |")
     print("|---|---|---|---|")
     found: dict[str, tuple[float, float]] = {}
-    for name in CONTESTANTS:
-        runs = [measure(name, given.rows, given.epochs, given.data) for _ in range(given.repeat)]
+    for name in (*CONTESTANTS, *(["litgpt"] if given.litgpt else [])):
+        runs = [
+            measure(name, given.rows, given.epochs, given.data, given.litgpt)
+            for _ in range(given.repeat)
+        ]
         good = [run for run in runs if run is not None]
         if not good:
             print(f"| {name} | failed | | |")
