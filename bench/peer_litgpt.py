@@ -1,7 +1,7 @@
 """LitGPT's LoRA loop on rows prepared by `train_speed.py`; runs in an environment of its own.
 
     pip install litgpt requests      (into an environment of its own)
-    python bench/train_speed.py --litgpt OTHER/bin/python
+    python bench/train_speed.py --peer litgpt=OTHER/bin/python
 
 LitGPT has no chats of several turns: what stands before the last answer is its instruction, text
 with the template's own control tokens in it. Adapters of the same rank lie on all linear layers,
@@ -28,7 +28,7 @@ MODEL = "SmolLM2-135M-Instruct"
 
 
 def main() -> None:
-    about: dict[str, Any] = json.loads(sys.argv[1])
+    about: dict[str, Any] = json.load(sys.stdin)
     with tempfile.TemporaryDirectory() as scratch:
         # LitGPT knows an architecture by the name of its folder.
         model = Path(scratch) / MODEL
@@ -38,8 +38,9 @@ def main() -> None:
         convert_hf_checkpoint(checkpoint_dir=model, model_name=MODEL, dtype="bfloat16")
         data = Path(scratch) / "data"
         data.mkdir()
-        (data / "train.json").write_text(json.dumps(about["rows"]), encoding="utf-8")
-        (data / "val.json").write_text(json.dumps(about["rows"][:1]), encoding="utf-8")
+        rows = [{"instruction": row["before"], "output": row["answer"]} for row in about["rows"]]
+        (data / "train.json").write_text(json.dumps(rows), encoding="utf-8")
+        (data / "val.json").write_text(json.dumps(rows[:1]), encoding="utf-8")
         out = Path(scratch) / "out"
         # What follows training reads the command line, of which there is none here.
         lora.merge_lora = lambda **_: None
@@ -57,8 +58,8 @@ def main() -> None:
             train=TrainArgs(
                 save_interval=10_000,
                 log_interval=1,
-                global_batch_size=about["step_rows"],
-                micro_batch_size=about["step_rows"],
+                global_batch_size=about["batch"],
+                micro_batch_size=about["batch"],
                 lr_warmup_steps=1,
                 epochs=about["epochs"],
             ),

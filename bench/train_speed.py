@@ -5,7 +5,8 @@
 Each contestant trains in a process of its own, one after the other, so that peak memory is its
 own. Real tokens are the rows' tokens under the chat template, counted once for all contestants;
 padding earns nothing. The first optimizer step warms up and is left out of everyone's time.
-With `--litgpt PYTHON`, the interpreter of an environment where LitGPT is installed, it takes part.
+With `--peer litgpt=PYTHON --peer llamafactory=PYTHON`, each the interpreter of an environment where
+that tool is installed, those take part (`peer_litgpt.py`, `peer_llamafactory.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 RANK, ALPHA, RATE, STEP_ROWS = 16, 32, 1e-3, 16
+PEERS = {"litgpt": ("litgpt",), "llamafactory": ("llamafactory", "llamafactory-packed")}
 CONTESTANTS = ("timechat", "trl-defaults", "trl-bf16", "trl-bf16-packed", "trl-bf16-by-length")
 
 
@@ -129,46 +131,62 @@ def run_trl(rows: list[dict[str, Any]], epochs: int, variant: str) -> dict[str, 
     }
 
 
-def child(name: str, count: int, epochs: int, data: str, litgpt: str) -> None:
+def child(name: str, count: int, epochs: int, data: str, peers: list[str]) -> None:
     from timechat.model.machine import peak_memory
 
     rows = load_rows(count, data)
     if name == "timechat":
         run = run_timechat(rows, epochs)
-    elif name == "litgpt":
-        run = run_litgpt(rows, epochs, litgpt)
-    else:
+    elif name.startswith("trl"):
         run = run_trl(rows, epochs, name)
+    else:
+        python = dict(peer.split("=", 1) for peer in peers)[name.partition("-")[0]]
+        run = run_peer(rows, epochs, name, python)
     tokens = count_tokens(rows) * epochs * run["share"]
     # A contestant in a process of its own brings its own peak.
     line = {"peak_bytes": peak_memory(), **run, "tokens_per_second": tokens / run["seconds"]}
     print(json.dumps(line))
 
 
-def run_litgpt(rows: list[dict[str, Any]], epochs: int, python: str) -> dict[str, float]:
+def run_peer(rows: list[dict[str, Any]], epochs: int, name: str, python: str) -> dict[str, float]:
     from timechat.model.load import load_tokenizer, resolve
 
+    tool, _, variant = name.partition("-")
     folder = resolve("starter").folder
     tokenizer = load_tokenizer(folder)
-    cut = [
-        {
-            "instruction": tokenizer.apply_chat_template(
-                row["messages"][:-1], tokenize=False, add_generation_prompt=True
-            ),
-            "output": row["messages"][-1]["content"],
-        }
-        for row in rows
-    ]
-    about = {"model": str(folder), "rows": cut, "epochs": epochs, "rank": RANK, "alpha": ALPHA}
-    about |= {"rate": RATE, "step_rows": STEP_ROWS}
-    ask = [python, str(Path(__file__).with_name("peer_litgpt.py")), json.dumps(about)]
-    done = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True)
+    packing = variant == "packed"
+    about = {
+        "model": str(folder),
+        "rows": [
+            {
+                "messages": row["messages"],
+                # For a tool that has no chats: what stands before the last answer, as text.
+                "before": tokenizer.apply_chat_template(
+                    row["messages"][:-1], tokenize=False, add_generation_prompt=True
+                ),
+                "answer": row["messages"][-1]["content"],
+            }
+            for row in rows
+        ],
+        "epochs": epochs,
+        "rank": RANK,
+        "alpha": ALPHA,
+        "rate": RATE,
+        "packing": packing,
+        "batch": 1 if packing else STEP_ROWS,
+    }
+    ask = [python, str(Path(__file__).with_name(f"peer_{tool}.py"))]
+    done = subprocess.run(
+        ask, input=json.dumps(about), stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure(name: str, count: int, epochs: int, data: str, litgpt: str) -> dict[str, float] | None:
+def measure(
+    name: str, count: int, epochs: int, data: str, peers: list[str]
+) -> dict[str, float] | None:
     ask = [sys.executable, __file__, "--child", name, "--rows", str(count), "--epochs", str(epochs)]
-    ask += ["--data", data, "--litgpt", litgpt]
+    ask += ["--data", data, *(part for peer in peers for part in ("--peer", peer))]
     done = subprocess.run(ask, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         print(f"{name}: failed\n{done.stderr[-1500:]}", file=sys.stderr)
@@ -182,11 +200,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--data", default="", help="JSON lines of messages; default: shipped")
-    parser.add_argument("--litgpt", default="", help="Python of an environment that has LitGPT")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help=f"another tool ({', '.join(PEERS)}) and the Python that has it",
+    )
     parser.add_argument("--child")
     given = parser.parse_args()
     if given.child:
-        child(given.child, given.rows, given.epochs, given.data, given.litgpt)
+        child(given.child, given.rows, given.epochs, given.data, given.peer)
         return
     from timechat.model.machine import machine_name
 
@@ -194,9 +218,10 @@ def main() -> None:
     print("| contestant | real tokens/s | peak GiB | last loss |")
     print("|---|---|---|---|")
     found: dict[str, tuple[float, float]] = {}
-    for name in (*CONTESTANTS, *(["litgpt"] if given.litgpt else [])):
+    others = [name for peer in given.peer for name in PEERS[peer.partition("=")[0]]]
+    for name in (*CONTESTANTS, *others):
         runs = [
-            measure(name, given.rows, given.epochs, given.data, given.litgpt)
+            measure(name, given.rows, given.epochs, given.data, given.peer)
             for _ in range(given.repeat)
         ]
         good = [run for run in runs if run is not None]
