@@ -43,7 +43,7 @@ def main() -> None:
         (data / "val.json").write_text(json.dumps(rows[:1]), encoding="utf-8")
         out = Path(scratch) / "out"
         # What follows training reads the command line, of which there is none here.
-        lora.merge_lora = lambda **_: None
+        lora.save_hyperparameters = lora.merge_lora = lambda *_, **__: None
         lora.setup(
             model,
             out_dir=out,

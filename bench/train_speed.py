@@ -207,6 +207,7 @@ def main() -> None:
         metavar="NAME=PYTHON",
         help=f"another tool ({', '.join(PEERS)}) and the Python that has it",
     )
+    parser.add_argument("--only", nargs="+", help="timechat and these alone")
     parser.add_argument("--child")
     given = parser.parse_args()
     if given.child:
@@ -219,7 +220,7 @@ def main() -> None:
     print("|---|---|---|---|")
     found: dict[str, tuple[float, float]] = {}
     others = [name for peer in given.peer for name in PEERS[peer.partition("=")[0]]]
-    for name in (*CONTESTANTS, *others):
+    for name in (CONTESTANTS[0], *given.only) if given.only else (*CONTESTANTS, *others):
         runs = [
             measure(name, given.rows, given.epochs, given.data, given.peer)
             for _ in range(given.repeat)
@@ -232,11 +233,9 @@ def main() -> None:
         peak = statistics.median(run["peak_bytes"] for run in good) / 2**30
         found[name] = (speed, peak)
         print(f"| {name} | {speed:.0f} | {peak:.2f} | {good[0]['last']:.3f} |", flush=True)
-    ours = found["timechat"]
-    best = max((n for n in found if n.startswith("trl-bf16")), key=lambda n: found[n][0])
-    for label, name in (("TRL's defaults", "trl-defaults"), (f"TRL's best ({best})", best)):
-        speed, peak = found[name]
-        print(f"{ours[0] / speed:.1f} times {label}, in {ours[1] / peak:.2f} of its memory")
+    ours = found.pop("timechat")
+    for name, (speed, peak) in sorted(found.items(), key=lambda one: -one[1][0]):
+        print(f"{ours[0] / speed:.1f} times {name}, in {ours[1] / peak:.2f} of its memory")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from transformers import AutoConfig
 
 from timechat.engine.fake import FakeEngine
 from timechat.engine.grammar import GrammarTrial
+from timechat.engine.local import LocalResponder
 from timechat.engine.process import ProcessEngine
 from timechat.engine.protocol import Delta, Ending, Engine, EngineError, Request, Sampling
-from timechat.engine.responder import Ask, Grammar, LocalResponder
+from timechat.engine.responder import Ask, Grammar
 from timechat.engine.scribe import ThreadScribe
 from timechat.engine.trial import SchemaTrial
 from timechat.errors import ModelError, UserError

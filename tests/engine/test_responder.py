@@ -16,8 +16,9 @@ from timechat.conversation import Message
 from timechat.engine.admission import Admission, BusyError
 from timechat.engine.blocking import BlockingResponder
 from timechat.engine.fake import FakeEngine
+from timechat.engine.local import LocalResponder
 from timechat.engine.protocol import Ending, EngineError, Sampling
-from timechat.engine.responder import Ask, ContextTooLongError, LocalResponder, Piece
+from timechat.engine.responder import Ask, ContextTooLongError, Piece
 from timechat.engine.scribe import ThreadScribe
 from timechat.engine.text import TextStream
 from timechat.model.render import Renderer

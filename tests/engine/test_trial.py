@@ -17,8 +17,9 @@ from openvino_tokenizers import convert_tokenizer
 
 from timechat.engine.admission import BusyError
 from timechat.engine.families import compiled_folder
+from timechat.engine.misfit import refusal_of
 from timechat.engine.protocol import SchemaError
-from timechat.engine.trial import ANY_OBJECT, SchemaTrial, _narrow, refusal_of
+from timechat.engine.trial import ANY_OBJECT, SchemaTrial, _narrow
 
 PERSON = {
     "$defs": {"city": {"enum": ["Dublin", "Dubai"]}},

@@ -16,8 +16,8 @@ from conftest import build_tokenizer
 from fastapi import FastAPI
 
 from timechat.engine.fake import FakeEngine
+from timechat.engine.local import LocalResponder
 from timechat.engine.protocol import Request
-from timechat.engine.responder import LocalResponder
 from timechat.engine.scribe import ThreadScribe
 from timechat.model.render import Renderer
 from timechat.serve.app import create_app

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from timechat.engine.admission import BusyError
+from timechat.engine.local import LocalResponder
 from timechat.engine.protocol import Sampling, SchemaError
-from timechat.engine.responder import Ask, LocalResponder
+from timechat.engine.responder import Ask
 from timechat.engine.trial import QUEUE_S
 from timechat.stages.serving.serve import find_models, open_model
 

@@ -20,14 +20,7 @@ from timechat.engine.admission import BusyError
 from timechat.engine.calls import Call
 from timechat.engine.occupancy import Occupancy
 from timechat.engine.protocol import Capabilities, Ending, EngineError
-from timechat.engine.responder import (
-    Ask,
-    ContextTooLongError,
-    Piece,
-    Said,
-    UnsupportedError,
-    Usage,
-)
+from timechat.engine.responder import Ask, ContextTooLongError, Piece, Said, UnsupportedError, Usage
 from timechat.errors import ModelError, UserError, nearest
 
 # The longest event and the longest refusal that are read.

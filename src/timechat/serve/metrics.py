@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
+from timechat.engine.local import LocalResponder
 from timechat.engine.protocol import Ending
-from timechat.engine.responder import LocalResponder, Piece
+from timechat.engine.responder import Piece
 from timechat.errors import UserError
 from timechat.serve.registry import Registry, Served
 

@@ -19,9 +19,10 @@ from timechat.endpoint import is_address, key_in_environment, parse_address
 from timechat.engine.families import Bits, gguf_file, refusal
 from timechat.engine.grammar import GrammarTrial
 from timechat.engine.hosted import HostedResponder
+from timechat.engine.local import LocalResponder
 from timechat.engine.process import ProcessEngine
 from timechat.engine.protocol import Engine
-from timechat.engine.responder import Grammar, LocalResponder, Responder
+from timechat.engine.responder import Grammar, Responder
 from timechat.engine.sandbox import SandboxScribe
 from timechat.engine.trial import SchemaTrial
 from timechat.errors import ModelError
