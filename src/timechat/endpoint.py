@@ -169,7 +169,7 @@ class Endpoint:
                 time.sleep(min(wait, self.limits.longest_pause_s))
                 continue
             whole = time.perf_counter() - started
-            wait_s = None if first is None else round(first - started, 4)
+            wait_s = None if first is None else round(first - started, 3)
             return replace(_reply(found, whole, attempt), first_token_s=wait_s)
         raise AssertionError("at least one attempt")
 
