@@ -12,30 +12,14 @@ import json
 import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from clock import Clock
 from llamafactory.train.tuner import run_exp
-from transformers import TrainerCallback
 
 ROLES = {"role_tag": "role", "content_tag": "content", "user_tag": "user"}
 ROLES |= {"assistant_tag": "assistant", "system_tag": "system"}
-
-
-class Clock(TrainerCallback):
-    """The time at the end of each step, and each logged loss."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.losses: list[float] = []
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.times.append(time.perf_counter())
-
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        if "loss" in logs:
-            self.losses.append(float(logs["loss"]))
 
 
 def main() -> None:
@@ -74,10 +58,7 @@ def main() -> None:
         }
         run_exp(settings, [clock])
     line = {
-        "seconds": clock.times[-1] - clock.times[0],
-        "share": (len(clock.times) - 1) / len(clock.times),
-        "first": clock.losses[0],
-        "last": clock.losses[-1],
+        **clock.told(),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     print(json.dumps(line))

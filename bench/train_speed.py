@@ -73,9 +73,10 @@ def run_timechat(rows: list[dict[str, Any]], epochs: int) -> dict[str, float]:
 
 def run_trl(rows: list[dict[str, Any]], epochs: int, variant: str) -> dict[str, float]:
     import torch
+    from clock import Clock
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     from timechat.model.load import resolve
@@ -94,12 +95,7 @@ def run_trl(rows: list[dict[str, Any]], epochs: int, variant: str) -> dict[str, 
         options.update(packing=True, max_length=1024, per_device_train_batch_size=1)
     if variant == "trl-bf16-by-length":
         options.update(train_sampling_strategy="group_by_length")
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-
+    clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
         config = SFTConfig(
             output_dir=scratch,
@@ -118,17 +114,10 @@ def run_trl(rows: list[dict[str, Any]], epochs: int, variant: str) -> dict[str, 
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(folder),
             peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"),
-            callbacks=[Clock()],
+            callbacks=[clock],
         )
         trainer.train()
-        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    share = (len(times) - 1) / len(times)
-    return {
-        "seconds": times[-1] - times[0],
-        "share": share,
-        "first": losses[0],
-        "last": losses[-1],
-    }
+    return clock.told()
 
 
 def child(name: str, count: int, epochs: int, data: str, peers: list[str]) -> None:

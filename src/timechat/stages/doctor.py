@@ -12,11 +12,10 @@ import torch
 from timechat.model import machine
 from timechat.model.load import pick_dtype
 from timechat.model.starter import FOLDER, cache_folder
+from timechat.planning.facts import GIB
 from timechat.planning.resources import STEP_EFFICIENCY
 from timechat.stages.environment import PACKAGES, package_version
 from timechat.stages.evaluating.cache import answers_folder
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)

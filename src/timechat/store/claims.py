@@ -53,10 +53,15 @@ def is_owned(folder: Path) -> bool:
     return False
 
 
+def name_beside(path: Path, mark: str = "") -> Path:
+    """A fresh name beside `path` for what is being written, or is gone."""
+    return path.with_name(f".{path.name}{MARK}{mark}{secrets.token_hex(4)}")
+
+
 def claim_beside(path: Path, is_folder: bool) -> tuple[Path, int]:
     """A new file or folder beside `path` and a handle that holds it, with the user's own umask."""
     while True:
-        beside = path.with_name(f".{path.name}{MARK}{secrets.token_hex(4)}")
+        beside = name_beside(path)
         if is_folder:
             os.mkdir(beside)
         try:

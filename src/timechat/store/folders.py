@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from timechat.store.claims import MARK, claim_beside, hold
+from timechat.store.claims import MARK, claim_beside, hold, name_beside
 from timechat.store.files import sync_file, sync_folder
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -145,14 +144,14 @@ def _replace(target: Path, fresh: Path) -> None:
     finally:
         if handle is not None:
             os.close(handle)
-    gone = target.with_name(f".{target.name}{MARK}{secrets.token_hex(4)}")
+    gone = name_beside(target)
     os.rename(old, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def _hide(folder: Path, mark: str = "") -> Path:
     """Rename `folder` to a name under which it counts as gone."""
-    hidden = folder.with_name(f".{folder.name}{MARK}{mark}{secrets.token_hex(4)}")
+    hidden = name_beside(folder, mark)
     os.rename(folder, hidden)
     return hidden
 

@@ -23,6 +23,7 @@ from timechat.ledger.files import File, Files
 from timechat.ledger.jobs import Event, Job
 from timechat.ledger.leases import Held, Leases, LostLeaseError
 from timechat.ledger.tables import new_id, now_ms
+from timechat.planning.facts import GIB
 from timechat.stages.jobs.events import RunEvents
 from timechat.stages.jobs.job import (
     JobError,
@@ -95,7 +96,7 @@ class Executor:
             self._try_again(status, self.job.attempts + 1)
             return
         plan = summarise_plan(json.loads((self.folder / "stdout").read_text(encoding="utf-8")))
-        gib = plan["memory_bytes"] / 2**30
+        gib = plan["memory_bytes"] / GIB
         text = f"Plan: {plan['steps']} steps in about {plan['train_seconds']} s, {gib:.2f} GiB"
         planned = Event("plan", text, {"plan": plan})
         self._write(lambda held: (held.tell(planned), held.let_go(plan=plan, attempts=0)))
