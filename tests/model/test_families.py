@@ -108,7 +108,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Path]] = {
     ),
     "bloom": ("bloom", {}, Path.PADDED),
     "mpt": ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128}, Path.PADDED),
-    "gpt-j": ("gptj", {"rotary_dim": 4}, Path.PADDED),
+    "gpt-j": ("gptj", {"rotary_dim": 4}, Path.PACKED),
     "gpt-neo": (
         "gpt_neo",
         {"attention_types": [[["global", "local"], 1]], "window_size": 4, "intermediate_size": 48},

@@ -82,7 +82,7 @@ class BatchCore:
             return [Delta(None, Ending.LENGTH)]
         new = one.ids[one.num_cached : one.num_cached + CHUNK]
         ids = torch.tensor([new], device=self.model.device)
-        out = self.model(input_ids=ids, past_key_values=one.cache, logits_to_keep=1)
+        out = self.model(input_ids=ids, cache=one.cache, logits_to_keep=1)
         one.num_cached += len(new)
         if one.num_cached < len(one.ids):
             return []

@@ -57,7 +57,7 @@ def greedy(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            cache=cache,
             # As an index: the slice that a number makes has gaps between its rows, for which the
             # product with the head copies the head once a row.
             logits_to_keep=torch.tensor([ids.shape[1] - 1], device=ids.device),

@@ -29,7 +29,7 @@ class TorchEngine:
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([list(prompt)], device=self.model.device)
         for _ in range(max(0, room)):
-            out = self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+            out = self.model(input_ids=ids, cache=cache, logits_to_keep=1)
             token = choose(out.logits[0, -1].float().cpu(), sampling, generator)
             if token in stop:
                 yield Delta(None, Ending.STOP)
