@@ -14,7 +14,8 @@ from timechat.engine.process import ProcessEngine
 from timechat.engine.protocol import Request, Sampling
 from timechat.engine.torch import TorchEngine
 from timechat.model.adapt import attach
-from timechat.model.load import Source, load, pick_dtype
+from timechat.model.load import Source, load
+from timechat.model.number_format import pick_dtype
 from timechat.model.peft import save_adapter
 from timechat.stages.serving import serve
 from timechat.stages.serving.serve import find_models
@@ -26,11 +27,12 @@ PROMPT = [5, 6, 7, 8]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of some size in its own dtype, with two adapters on it."""
     folder = tmp_path_factory.mktemp("shared")
-    base = build_model(hidden_size=256, intermediate_size=1024).to(pick_dtype())
+    base = build_model(hidden_size=256, intermediate_size=1024)
+    base.to(dtype := pick_dtype(base.num_parameters()))
     base.save_pretrained(folder / "base")
     build_tokenizer().save_pretrained(folder / "base")
     for number in (1, 2):
-        model = build_model(hidden_size=256, intermediate_size=1024).to(pick_dtype())
+        model = build_model(hidden_size=256, intermediate_size=1024).to(dtype)
         attach(model, rank=4, alpha=8.0, targets="all", seed=number)
         torch.manual_seed(number)
         for name, parameter in model.named_parameters():

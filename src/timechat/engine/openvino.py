@@ -19,8 +19,9 @@ from timechat.engine.families import compiled_folder
 from timechat.engine.graph import Bits, build_graph
 from timechat.engine.protocol import Capabilities, Delta, Ending, Request
 from timechat.model.adapt import merge
-from timechat.model.load import Source, has_fast_bf16, load
+from timechat.model.load import Source, load
 from timechat.model.machine import free_memory
+from timechat.model.number_format import has_fast_bf16
 from timechat.store.files import read_json, write_json
 from timechat.store.folders import build_folder
 

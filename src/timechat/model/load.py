@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from timechat.errors import CheckpointError, ModelError, RunError
-from timechat.guard import check_model_folder, read_config
+from timechat.guard import check_model_folder, read_config, read_header
 from timechat.manifest import MANIFEST, newest, verify
 from timechat.model.adapt import output_head
 from timechat.model.choose import find_activation, set_activation
@@ -29,6 +30,7 @@ from timechat.model.digest import digest_folder as digest_folder
 from timechat.model.digest import find_moved
 from timechat.model.fused import fuse
 from timechat.model.kernels import keep_few_kernels
+from timechat.model.number_format import pick_dtype
 from timechat.model.peft import ADAPTER_CONFIG, BASE_NOTE, load_adapter
 from timechat.model.quantise import quantise
 from timechat.model.render import Renderer
@@ -135,11 +137,11 @@ def checked_folder(folder: Path) -> Path:
 
 
 def load(source: Source, system: str = "") -> Loaded:
-    """Load base, adapter and tokenizer; bf16 where the machine multiplies it natively."""
+    """Load base, adapter and tokenizer, in the format that this machine computes it best in."""
     keep_few_kernels()
     tokenizer_folder = source.adapter or source.folder
     tokenizer = load_tokenizer(tokenizer_folder)
-    model = _from_pretrained(source.folder, pick_dtype())
+    model = _from_pretrained(source.folder, pick_dtype(count_weights(source.folder)))
     if source.adapter is not None:
         _prepare(model, source.adapter)
         load_adapter(model, source.adapter)
@@ -147,6 +149,12 @@ def load(source: Source, system: str = "") -> Loaded:
     still(model)
     fuse(model)
     return Loaded(source, model, tokenizer, Renderer(tokenizer, system))
+
+
+def count_weights(folder: Path) -> int:
+    """How many numbers the weights in `folder` are. Raises ModelError for a file that lies."""
+    headers = map(read_header, sorted(folder.glob("*.safetensors")))
+    return sum(prod(claim["shape"]) for header in headers for claim in header.values())
 
 
 def still(model: torch.nn.Module) -> None:
@@ -165,29 +173,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} has no usable tokenizer: {error}") from None
-
-
-def pick_dtype() -> torch.dtype:
-    """bf16 on a GPU, or on a CPU with bf16 instructions; else fp32."""
-    if torch.cuda.is_available() or has_fast_bf16():
-        return torch.bfloat16
-    return torch.float32
-
-
-def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 natively (AVX512-BF16 or AMX)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and any(
-        flag in _cpu_flags() for flag in ("avx512_bf16", "amx_bf16")
-    )
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    line = next((row for row in text.splitlines() if row.startswith("flags")), "")
-    return set(line.partition(":")[2].split())
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

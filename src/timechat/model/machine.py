@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,8 +26,17 @@ def free_memory() -> int:
         )
         free = int(rows["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(free, _cgroup_limit())
+        free = _physical_memory()
+    return min(free, _cgroup_limit() - _cgroup_use())
+
+
+def total_memory() -> int:
+    """Bytes of memory that the machine, or its container, has in all."""
+    return min(_physical_memory(), _cgroup_limit())
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_disk(folder: Path) -> int:
@@ -49,34 +59,50 @@ def peak_memory() -> int:
 def machine_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
+                return line.partition(":")[2].strip()
     except OSError:
         pass
-    return f"{model}, {torch.get_num_threads()} threads"
+    return platform.processor() or platform.machine()
 
 
 def matrix_rate(dtype: torch.dtype, size: int = 1536) -> float:
     """Floating-point operations a second of a square matrix product, best of five."""
+    (rate,) = matrix_rates((dtype,), size)
+    return rate
+
+
+def matrix_rates(dtypes: Sequence[torch.dtype], size: int = 1536) -> list[float]:
+    """As `matrix_rate` for each of `dtypes`, which take turns: a neighbour disturbs all alike."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
+    operands = [torch.randn(size, size, device=device).to(dtype) for dtype in dtypes]
+    best = [float("inf")] * len(dtypes)
     for _ in range(6):
-        started = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+        for i, a in enumerate(operands):
+            started = time.perf_counter()
+            (a @ a)[0, 0].item()
+            best[i] = min(best[i], time.perf_counter() - started)
+    return [2 * size**3 / seconds for seconds in best]
 
 
 def _cgroup_limit() -> int:
     """The container's own limit, where there is one."""
+    return _cgroup_figure("max", sys.maxsize)
+
+
+def _cgroup_use() -> int:
+    return _cgroup_figure("current", 0)
+
+
+def _cgroup_figure(name: str, otherwise: int) -> int:
     try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return sys.maxsize
-    return int(text) - used if text.isdigit() else sys.maxsize
+        text = Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip()
+    except OSError:
+        return otherwise
+    return int(text) if text.isdigit() else otherwise

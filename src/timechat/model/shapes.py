@@ -96,8 +96,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def skeleton(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model `name` without weights: every module with its shape, nothing in memory.
+def skeleton(name: str) -> PreTrainedModel:
+    """The model `name` without weights: every module with its shape, nothing in memory, in fp32.
 
     Raises ModelError when its shape is not known here and the Hub does not give it.
     """
@@ -114,4 +114,4 @@ def skeleton(name: str, dtype: torch.dtype) -> PreTrainedModel:
                 f"shape is known, and the Hub did not give its configuration ({first})"
             ) from None
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -109,9 +109,9 @@ def _fit_memory(numbers: Numbers, facts: Facts) -> tuple[int, str]:
 def _training_bytes(facts: Facts, micro: int, recomputes: bool) -> int:
     """The memory of training with `micro` rows at a time.
 
-    Kept for the backward pass, in bf16: about 14 vectors of the hidden size and 5 of the
-    intermediate size in every layer that is gone back through, or in one and the inputs of the
-    others.
+    Kept for the backward pass, in the model's number format: about 14 vectors of the hidden size
+    and 5 of the intermediate size in every layer that is gone back through, or in one and the
+    inputs of the others.
     """
     rows, shape = facts.rows, facts.shape
     tokens = max(rows.longest, round(rows.tokens / max(1, rows.num_train) * micro))
@@ -119,7 +119,8 @@ def _training_bytes(facts: Facts, micro: int, recomputes: bool) -> int:
     inside = 14 * shape.hidden + 5 * shape.intermediate
     kept = inside + layers * shape.hidden if recomputes else layers * inside
     (weights, _), (states, _) = _weight_bytes(facts), _state_bytes(facts)
-    training = weights + states + tokens * kept * 2
+    size = round(shape.weight_bytes / shape.parameters)
+    training = weights + states + tokens * kept * size
     # The base is loaded as it is, whatever it becomes.
     return max(training, shape.weight_bytes) + GIB // 2
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from timechat.errors import ModelError
 from timechat.model.shapes import SHAPES, skeleton
@@ -35,7 +34,7 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_known_shape_has_its_makers_number_of_parameters(name: str) -> None:
-    model = skeleton(name, torch.bfloat16)
+    model = skeleton(name)
     assert all(p.is_meta for p in model.parameters())
     billions = sum(p.numel() for p in model.parameters()) / 1e9
     assert billions == pytest.approx(SIZES[name], rel=0.02)

@@ -19,8 +19,9 @@ from timechat.conversation import Conversation
 from timechat.errors import ExportError
 from timechat.export.ggufile import plan_slots
 from timechat.export.weights import Weights
-from timechat.model.load import Source, digest_folder, pick_dtype
+from timechat.model.load import Source, count_weights, digest_folder
 from timechat.model.machine import free_disk, free_memory
+from timechat.model.number_format import pick_dtype
 from timechat.model.peft import ADAPTER_WEIGHTS, BASE_NOTE
 from timechat.stages.watch import Watcher
 from timechat.store.files import read_json
@@ -89,8 +90,8 @@ def refuse_no_space(job: Job, weights: Weights, config: PretrainedConfig, folder
 
 def whole_bytes(weights: Weights) -> int:
     """What the gate takes where it hears a model whole: the evaluated one or the export."""
-    num_weights = sum(math.prod(entry.shape) for entry in weights.entries.values())
-    return num_weights * pick_dtype().itemsize
+    num_weights = count_weights(weights.folder)
+    return num_weights * pick_dtype(num_weights).itemsize
 
 
 def layered_bytes(job: Job, weights: Weights) -> int:

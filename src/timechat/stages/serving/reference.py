@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from timechat.export import gate, noise
 from timechat.export.tolerance import tolerance_for
-from timechat.model.load import Source, has_fast_bf16, load
+from timechat.model.load import Source, load
+from timechat.model.number_format import has_fast_bf16
 from timechat.stages.exporting import hearing
 from timechat.stages.serving.vet import Subject, Wanted, keep_answers, read_subject
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
+
+import torch
 
 from timechat.conversation import Conversation
-from timechat.model.load import pick_dtype
+from timechat.model.number_format import pick_dtype
 from timechat.model.paths import refuse_recurrent
 from timechat.model.shapes import skeleton
 from timechat.planning.facts import Rows
@@ -38,8 +41,9 @@ def outline(recipe: Recipe, prepared: Prepared, out: Path) -> Plan:
 
     Raises ModelError for a base whose shape nobody tells, or that cannot be trained.
     """
-    dtype = pick_dtype()
-    model = skeleton(recipe.base, dtype)
+    model = skeleton(recipe.base)
+    dtype = pick_dtype(sum(p.numel() for p in model.parameters()))
+    cast(torch.nn.Module, model).to(dtype)
     refuse_recurrent(model.config.get_text_config())
     held_out = [*prepared.validation, *prepared.test]
     plan = make_plan(
