@@ -5,7 +5,7 @@
 
 LitGPT has no chats of several turns: what stands before the last answer is its instruction, text
 with the template's own control tokens in it. Adapters of the same rank lie on all linear layers,
-weights are bf16, and a step is one batch.
+weights are in the format that the machine multiplies faster, and a step is one batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def main() -> None:
         model.mkdir()
         for file in Path(about["model"]).iterdir():
             (model / file.name).symlink_to(file)
-        convert_hf_checkpoint(checkpoint_dir=model, model_name=MODEL, dtype="bfloat16")
+        convert_hf_checkpoint(
+            checkpoint_dir=model, model_name=MODEL, dtype="bfloat16" if about["bf16"] else "float32"
+        )
         data = Path(scratch) / "data"
         data.mkdir()
         rows = [{"instruction": row["before"], "output": row["answer"]} for row in about["rows"]]
@@ -47,7 +49,7 @@ def main() -> None:
         lora.setup(
             model,
             out_dir=out,
-            precision="bf16-true",
+            precision="bf16-true" if about["bf16"] else "32-true",
             lora_r=about["rank"],
             lora_alpha=about["alpha"],
             lora_dropout=0.0,

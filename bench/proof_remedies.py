@@ -2,7 +2,8 @@
 
 One run is pushed to forget (narrow rows, a high rate, many epochs, nothing to hold it); the others
 do the same with one remedy: a lower strength, replay of shipped texts, replay of the base's own
-answers, a lower rate. Each is asked the same held-out and general questions.
+answers, a lower rate, all of them, or what a recipe gets that names none. Each is asked the same
+held-out and general questions.
 
     python bench/proof_remedies.py --out runs/remedies                      the help desk
     python bench/proof_remedies.py --out runs/remedies-banking \\
@@ -41,6 +42,8 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "lower-rate": {"train": {**NOTHING_HELD, "learning_rate": 3e-4}, "strength": 1.0},
     "all": {"train": {"replay": 0.25, "replay_from": "base"}, "strength": "auto"},
+    # What a recipe gets that names none of this.
+    "defaults": {"train": {"learning_rate": "auto"}, "strength": "auto"},
 }
 
 

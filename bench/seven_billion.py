@@ -86,9 +86,9 @@ def resident() -> dict[str, float]:
     return {name: int(rows[name].split()[0]) / 2**20 for name in ("RssAnon", "RssFile")}
 
 
-def product_rate(tokens: int, hidden: int, inner: int) -> float:
+def product_rate(tokens: int, hidden: int, inner: int, dtype: torch.dtype) -> float:
     """Floating-point operations a second of one of the model's products, best of a few."""
-    x, weight = torch.randn(tokens, hidden).bfloat16(), torch.randn(inner, hidden).bfloat16()
+    x, weight = torch.randn(tokens, hidden).to(dtype), torch.randn(inner, hidden).to(dtype)
     best = float("inf")
     for _ in range(6):
         started = time.perf_counter()
@@ -128,9 +128,11 @@ def child(folder: Path, bits: int, steps: int, tokens: int) -> dict[str, Any]:
     step = statistics.median(times[1:])
     # Forwards, once more, and backwards to the inputs: the frozen weights have no gradient.
     work = 3 * 2 * products * tokens
-    rate = product_rate(tokens, int(sizes.hidden_size), int(sizes.intermediate_size))
+    dtype = model.dtype
+    rate = product_rate(tokens, int(sizes.hidden_size), int(sizes.intermediate_size), dtype)
     return {
         "bits": bits,
+        "computes_in": str(dtype),
         "load_s": loading,
         "first_s": times[0],
         "step_s": step,

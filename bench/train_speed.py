@@ -23,7 +23,14 @@ from typing import Any
 
 RANK, ALPHA, RATE, STEP_ROWS = 16, 32, 1e-3, 16
 PEERS = {"litgpt": ("litgpt",), "llamafactory": ("llamafactory", "llamafactory-packed")}
-CONTESTANTS = ("timechat", "trl-defaults", "trl-bf16", "trl-bf16-packed", "trl-bf16-by-length")
+CONTESTANTS = (
+    "timechat",
+    "trl-defaults",
+    "trl-bf16",
+    "trl-bf16-packed",
+    "trl-bf16-by-length",
+    "trl-fp32-packed",
+)
 
 
 def load_rows(count: int, data: str) -> list[dict[str, Any]]:
@@ -85,15 +92,17 @@ def run_trl(rows: list[dict[str, Any]], epochs: int, variant: str) -> dict[str, 
     options: dict[str, Any] = {}
     model: Any = folder
     if variant != "trl-defaults":
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        wide = "fp32" in variant
+        dtype = torch.float32 if wide else torch.bfloat16
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         options = {
             "gradient_checkpointing": False,
             "per_device_train_batch_size": STEP_ROWS,
-            "bf16": True,
+            "bf16": not wide,
         }
-    if variant == "trl-bf16-packed":
+    if variant.endswith("-packed"):
         options.update(packing=True, max_length=1024, per_device_train_batch_size=1)
-    if variant == "trl-bf16-by-length":
+    if variant.endswith("-by-length"):
         options.update(train_sampling_strategy="group_by_length")
     clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,6 +148,7 @@ def child(name: str, count: int, epochs: int, data: str, peers: list[str]) -> No
 
 def run_peer(rows: list[dict[str, Any]], epochs: int, name: str, python: str) -> dict[str, float]:
     from timechat.model.load import load_tokenizer, resolve
+    from timechat.model.number_format import has_fast_bf16
 
     tool, _, variant = name.partition("-")
     folder = resolve("starter").folder
@@ -163,6 +173,8 @@ def run_peer(rows: list[dict[str, Any]], epochs: int, name: str, python: str) ->
         "rate": RATE,
         "packing": packing,
         "batch": 1 if packing else STEP_ROWS,
+        # What this machine multiplies faster, for a tool that can be told.
+        "bf16": has_fast_bf16(),
     }
     ask = [python, str(Path(__file__).with_name(f"peer_{tool}.py"))]
     done = subprocess.run(
