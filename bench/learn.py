@@ -23,7 +23,7 @@ from typing import Any
 
 from timechat.conversation import Conversation, Message
 from timechat.engine.torch import TorchEngine
-from timechat.evals.scorers import contains
+from timechat.evals.scoring.scorers import contains
 from timechat.ledger.judging import Answer, Item, Judgement
 from timechat.model.load import Loaded, load, resolve
 from timechat.stages.annotating.annotate import open_folder

@@ -19,9 +19,9 @@ import time
 
 import numpy as np
 
-from timechat.evals.chance import Floats, cluster_means, interval, standard_error
-from timechat.evals.compare import compare
-from timechat.evals.power import power
+from timechat.evals.statistics.chance import Floats, cluster_means, interval, standard_error
+from timechat.evals.statistics.compare import compare
+from timechat.evals.statistics.power import power
 from timechat.records import Score
 
 SHAPES = ((30, 10), (100, 3), (10, 30), (300, 1))

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from timechat.conversation import Conversation, Message
 from timechat.engine.protocol import Capabilities
-from timechat.evals import suite
+from timechat.evals.questions import suite
 from timechat.model.load import Loaded, Source
 from timechat.model.render import Renderer
 

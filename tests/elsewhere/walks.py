@@ -17,8 +17,8 @@ from timechat.data.pack import pack
 from timechat.engine.batch import BatchCore
 from timechat.engine.protocol import Request, Sampling
 from timechat.engine.torch import TorchEngine
-from timechat.evals.run import choose, likelihoods, mean_divergence
-from timechat.evals.suite import make_choice
+from timechat.evals.questions.run import choose, likelihoods, mean_divergence
+from timechat.evals.questions.suite import make_choice
 from timechat.model import attention
 from timechat.model.adapt import attach, merge
 from timechat.model.recompute import recompute_layers

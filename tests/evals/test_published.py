@@ -12,8 +12,8 @@ import math
 import pytest
 from scipy import stats
 
-from timechat.evals.compare import compare
-from timechat.evals.judge import SCORER
+from timechat.evals.scoring.judge import SCORER
+from timechat.evals.statistics.compare import compare
 from timechat.records import Measure, Score
 
 # judge, model, win rate in percent, standard error, wins, losses, draws

@@ -25,7 +25,7 @@ import zygote  # noqa: F401 - imports what a run needs
 from serve.tuning_site import TuningSite, serve_forever
 
 from timechat.cli.main import main as timechat
-from timechat.evals import suite
+from timechat.evals.questions import suite
 from timechat.ledger import leases
 from timechat.stages.jobs import executor, process, worker
 from timechat.stages.training import plan as plan_stage

@@ -33,7 +33,7 @@ from timechat.cli import signals
 from timechat.conversation import Conversation, Message
 from timechat.data.cleaning.language import language_of
 from timechat.errors import StoppedError, TimeChatError
-from timechat.evals import suite
+from timechat.evals.questions import suite
 from timechat.parent import PARENT
 from timechat.recipe_file import load_recipe
 from timechat.stages.preparing.prepare import prepare

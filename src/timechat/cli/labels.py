@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from timechat.cli.display import console
 from timechat.errors import LedgerError
-from timechat.evals.agreement import Agreement
+from timechat.evals.statistics.agreement import Agreement
 from timechat.ledger.annotation import Progress, Queue
 from timechat.ledger.judging import TICKS, Item, Judgement
 

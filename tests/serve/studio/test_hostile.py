@@ -15,7 +15,7 @@ from serve.studio.hostile import PAYLOADS
 from serve.studio.story import build_story
 from timechat.conversation import Message
 from timechat.engine.fake import FakeEngine
-from timechat.evals.report import write_report
+from timechat.evals.reporting.report import write_report
 from timechat.ledger.judging import Answer, Item, Suggestion
 from timechat.recipe import Data
 from timechat.records import Check, Measure, Report, Sample

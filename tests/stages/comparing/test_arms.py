@@ -12,7 +12,7 @@ from conftest import conversation, serving
 
 from timechat.conversation import Conversation, Message
 from timechat.errors import DataError, RecipeError
-from timechat.evals import suite
+from timechat.evals.questions import suite
 from timechat.records import Measure, Score
 from timechat.stages.comparing.arms import (
     Arm,

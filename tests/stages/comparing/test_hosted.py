@@ -10,7 +10,7 @@ from conftest import conversation
 
 from timechat.endpoint import Endpoint, Limits, Reply
 from timechat.errors import RecipeError
-from timechat.evals.suite import Task
+from timechat.evals.questions.suite import Task
 from timechat.stages.comparing.hosted import ask_endpoint, parse_prices, tell_cost, tell_findings
 from timechat.stages.watch import Watcher
 

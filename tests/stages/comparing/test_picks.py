@@ -12,8 +12,8 @@ from conftest import conversation
 
 from timechat.conversation import Conversation
 from timechat.data.sources import open_sources
-from timechat.evals.extras import list_people
-from timechat.evals.suite import Task
+from timechat.evals.questions.suite import Task
+from timechat.evals.reporting.extras import list_people
 from timechat.ledger.judging import Judgement
 from timechat.recipe import Data
 from timechat.stages.annotating.annotate import open_folder

@@ -9,7 +9,7 @@ import pytest
 from conftest import build_model, build_tokenizer
 
 from timechat.errors import DataError, RecipeError
-from timechat.evals.suite import Decoding
+from timechat.evals.questions.suite import Decoding
 from timechat.records import Report
 from timechat.stages.comparing import contest, sides
 from timechat.stages.comparing.compare import compare

@@ -10,7 +10,7 @@ import torch
 from conftest import ROWS, build_model
 
 from timechat.data.pack import encode
-from timechat.evals.suite import Choice, General, task_suite
+from timechat.evals.questions.suite import Choice, General, task_suite
 from timechat.model.adapt import adapters, attach
 from timechat.model.load import Loaded
 from timechat.records import Measure

@@ -9,8 +9,8 @@ import pytest
 from conftest import write_base
 
 from timechat.engine.torch import TorchEngine
-from timechat.evals.sample import take_share
-from timechat.evals.suite import General, general_suite
+from timechat.evals.questions.sample import take_share
+from timechat.evals.questions.suite import General, general_suite
 from timechat.model.load import Loaded, load, resolve
 from timechat.stages.evaluating import cache
 from timechat.stages.evaluating.cache import AnswerCache, ask_general

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from timechat.evals.suite import general_suite
+from timechat.evals.questions.suite import general_suite
 from timechat.model.load import Loaded
 from timechat.model.render import Renderer
 from timechat.stages.evaluating.budget import Pace, afford, allowance, measure_pace, tell_share

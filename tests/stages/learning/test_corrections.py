@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from timechat.conversation import Conversation, Message
 from timechat.data.reword import for_checking, for_training
-from timechat.evals.rectify import puts_right
+from timechat.evals.scoring.rectify import puts_right
 from timechat.ledger.annotation import Queue, open_queue
 from timechat.ledger.database import open_ledger
 from timechat.ledger.judging import Answer, Item, Judgement

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from timechat.conversation import Message
-from timechat.evals.run import Choosing, Likelihood
-from timechat.evals.suite import OWN, General
+from timechat.evals.questions.run import Choosing, Likelihood
+from timechat.evals.questions.suite import OWN, General
 from timechat.records import Score
 from timechat.stages.learning import verdict
 from timechat.stages.learning.corrections import Correction

@@ -9,7 +9,7 @@ import pytest
 from test_train import make_recipe
 
 from timechat.engine.torch import TorchEngine
-from timechat.evals import suite
+from timechat.evals.questions import suite
 from timechat.model.load import load, resolve
 from timechat.recipe import Recipe
 from timechat.stages.comparing.compare import compare

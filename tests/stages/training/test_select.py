@@ -6,7 +6,7 @@ import pytest
 from conftest import ROWS
 
 from timechat.data.pack import encode
-from timechat.evals.run import mean_divergence
+from timechat.evals.questions.run import mean_divergence
 from timechat.model.adapt import adapters, attach
 from timechat.model.load import Loaded
 from timechat.stages.training.select import Candidate, choose_checkpoint

@@ -110,7 +110,7 @@ def compare(
 
 def _format(wanted: str) -> str:
     """A format as the scorers read it: a file's text where one is named; refused if it is none."""
-    from timechat.evals.texts import format_check
+    from timechat.evals.scoring.texts import format_check
 
     file = Path(wanted)
     text = (

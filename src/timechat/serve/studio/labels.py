@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from timechat.conversation import Message
-from timechat.evals.scorers import contains
+from timechat.evals.scoring.scorers import contains
 from timechat.ledger.annotation import Queue
 from timechat.ledger.judging import TICKS, Answer, Item, Judgement
 from timechat.serve.errors import ApiError

@@ -16,7 +16,7 @@ from timechat.data.files.locate import PREPARED_CARD
 from timechat.data.sources import open_sources
 from timechat.engine.protocol import Ending, Sampling
 from timechat.errors import DataError, LedgerError
-from timechat.evals.agreement import Agreement, agreements
+from timechat.evals.statistics.agreement import Agreement, agreements
 from timechat.ledger.annotation import Queue, open_queue
 from timechat.ledger.database import LEDGER_FILE, open_ledger
 from timechat.ledger.judging import Answer, Item, Judgement, Suggestion, Task

@@ -15,9 +15,9 @@ from typing import Any
 from timechat.conversation import Conversation, Message
 from timechat.engine.torch import window_of
 from timechat.errors import RecipeError, nearest
-from timechat.evals.compare import compare
 from timechat.evals.figures import write_change, write_interval, write_level
-from timechat.evals.suite import Task
+from timechat.evals.questions.suite import Task
+from timechat.evals.statistics.compare import compare
 from timechat.model.load import Loaded
 from timechat.records import Measure, Score
 from timechat.retrieve.index import Bm25

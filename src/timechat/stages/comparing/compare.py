@@ -15,8 +15,8 @@ from timechat.conversation import Conversation
 from timechat.data.sources import read_questions
 from timechat.endpoint import is_address
 from timechat.errors import DataError, RecipeError
-from timechat.evals.own import own_choices
-from timechat.evals.suite import Decoding, General, general_suite, task_suite
+from timechat.evals.questions.own import own_choices
+from timechat.evals.questions.suite import Decoding, General, general_suite, task_suite
 from timechat.model.load import load_tokenizer, resolve
 from timechat.model.render import Renderer
 from timechat.recipe_file import load_recipe

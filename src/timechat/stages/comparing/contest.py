@@ -13,8 +13,8 @@ from typing import Any
 from timechat.conversation import Conversation
 from timechat.data.pack import encode
 from timechat.errors import RecipeError
-from timechat.evals.compare import compare
-from timechat.evals.suite import Task
+from timechat.evals.questions.suite import Task
+from timechat.evals.statistics.compare import compare
 from timechat.recipe import Evaluate
 from timechat.records import Check
 from timechat.stages.comparing.arms import (

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.errors import DataError, RecipeError
-from timechat.evals.compare import compare
+from timechat.evals.statistics.compare import compare
 from timechat.model.load import Loaded
 from timechat.records import Measure, Score
 from timechat.stages.watch import Watcher
@@ -51,7 +51,7 @@ def ask_harness(loaded: Loaded, tasks: Sequence[str], watcher: Watcher, label: s
     # The harness and what it stands on take seconds to import: only who asks for it pays.
     from lm_eval.evaluator import simple_evaluate
 
-    from timechat.evals.harness import HarnessModel
+    from timechat.evals.questions.harness import HarnessModel
 
     found = _load(tasks)
     tick = watcher.track(f"{label}: {', '.join(found)}", 0)

@@ -14,7 +14,7 @@ from typing import Any
 
 from timechat.endpoint import Endpoint, Reply, names_another
 from timechat.errors import RecipeError
-from timechat.evals.suite import Task
+from timechat.evals.questions.suite import Task
 from timechat.stages.watch import Watcher
 
 PER_TOKENS = 1_000_000

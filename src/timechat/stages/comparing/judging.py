@@ -8,8 +8,8 @@ from typing import Any
 
 from timechat.conversation import Message
 from timechat.endpoint import Endpoint, Reply
-from timechat.evals.judge import Judgement, Pair, judge_pairs
-from timechat.evals.suite import Task
+from timechat.evals.questions.suite import Task
+from timechat.evals.scoring.judge import Judgement, Pair, judge_pairs
 from timechat.stages.comparing.hosted import Price, tell_cost
 from timechat.stages.watch import Watcher
 

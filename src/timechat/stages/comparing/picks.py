@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from timechat.evals.compare import compare
 from timechat.evals.figures import write_interval
-from timechat.evals.suite import Task
+from timechat.evals.questions.suite import Task
+from timechat.evals.statistics.compare import compare
 from timechat.ledger.database import LEDGER_FILE
 from timechat.ledger.judging import Item, Judgement
 from timechat.records import Score

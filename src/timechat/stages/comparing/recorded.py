@@ -13,7 +13,7 @@ from typing import Any
 
 from timechat.conversation import Conversation
 from timechat.errors import DataError, RecipeError
-from timechat.evals.suite import Task
+from timechat.evals.questions.suite import Task
 from timechat.recipe import Evaluate
 from timechat.records import Report
 from timechat.stages.evaluating import snapshot

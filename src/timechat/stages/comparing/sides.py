@@ -9,7 +9,7 @@ from typing import Any
 
 from timechat.endpoint import Endpoint, Reply, is_address
 from timechat.errors import DataError, RecipeError
-from timechat.evals.suite import General, Task
+from timechat.evals.questions.suite import General, Task
 from timechat.model.load import Loaded, load, resolve
 from timechat.model.render import Renderer
 from timechat.stages.comparing.hosted import Price, ask_endpoint, tell_findings

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from timechat.data.pack import Example
-from timechat.evals.compare import compare
-from timechat.evals.run import accuracy, mean_nats
-from timechat.evals.suite import General, Task, answer_examples
+from timechat.evals.questions.run import accuracy, mean_nats
+from timechat.evals.questions.suite import General, Task, answer_examples
+from timechat.evals.statistics.compare import compare
 from timechat.model.adapt import adapters
 from timechat.model.load import Loaded
 from timechat.records import Measure

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from timechat.evals.compare import compare
+from timechat.evals.statistics.compare import compare
 from timechat.ledger.judging import TICKS, Item, Judgement
 from timechat.records import Score
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from timechat.evals.run import choose
-from timechat.evals.sample import take_share
-from timechat.evals.suite import General
+from timechat.evals.questions.run import choose
+from timechat.evals.questions.sample import take_share
+from timechat.evals.questions.suite import General
 
 SHARE, LEAST_S = 0.05, 60.0
 FOR_RETENTION = 2 / 3

@@ -27,8 +27,8 @@ import transformers
 from timechat.data.pack import Example
 from timechat.engine.greedy import in_batches
 from timechat.engine.torch import TorchEngine
-from timechat.evals.run import Choosing, Likelihood, Progress, choose, likelihoods
-from timechat.evals.suite import Choice, General
+from timechat.evals.questions.run import Choosing, Likelihood, Progress, choose, likelihoods
+from timechat.evals.questions.suite import Choice, General
 from timechat.model.load import Loaded, digest_folder
 from timechat.model.paths import path_of
 from timechat.model.starter import cache_folder
@@ -88,7 +88,7 @@ class AnswerCache:
         )
 
     def rate(self, examples: Sequence[Example], tick: Progress) -> list[Likelihood]:
-        """The likelihood of every row, as `evals.run.likelihoods` gives it."""
+        """The likelihood of every row, as `evals.questions.run.likelihoods` gives it."""
         unknown = tuple(e for e in examples if not self._knows_text(e))
         tick(len(examples) - len(unknown))
         if unknown:

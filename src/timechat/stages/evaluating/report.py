@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from timechat.conversation import Conversation
-from timechat.evals.answers import (
+from timechat.evals.questions.run import Likelihood
+from timechat.evals.questions.suite import OWN, Decoding, Task
+from timechat.evals.reporting.report import headline, write_report
+from timechat.evals.scoring.answers import (
     describe,
     differ_most,
     find_leaks,
@@ -17,17 +20,14 @@ from timechat.evals.answers import (
     gained_and_lost,
     text_measures,
 )
-from timechat.evals.compare import (
+from timechat.evals.statistics.compare import (
     change_groups,
     compare,
     correct,
     overall_verdict,
 )
-from timechat.evals.overfit import Look, name_overfit
-from timechat.evals.power import foresee
-from timechat.evals.report import headline, write_report
-from timechat.evals.run import Likelihood
-from timechat.evals.suite import OWN, Decoding, Task
+from timechat.evals.statistics.overfit import Look, name_overfit
+from timechat.evals.statistics.power import foresee
 from timechat.records import Check, Measure, Report, Sample, Score
 from timechat.stages.evaluating.budget import tell_share
 from timechat.stages.evaluating.checks import check_retention
@@ -51,7 +51,7 @@ class Extra:
 
     `trained` are the training rows, against which answers are searched for copies and questions
     for leaks; `decoding` is how the answers were taken; `wanted_format` is what
-    `evals.texts.format_check` reads; `closing` belongs in the headline; `num_general` is how many
+    `scoring.texts.format_check` reads; `closing` belongs in the headline; `num_general` is how many
     general questions there are, where they may not all have been asked.
     """
 

@@ -15,9 +15,9 @@ from typing import Any
 from timechat.conversation import Conversation, Message
 from timechat.engine.protocol import Sampling
 from timechat.engine.torch import TorchEngine
-from timechat.evals.run import Choosing, Likelihood, likelihoods
-from timechat.evals.sample import keep_only
-from timechat.evals.suite import General, Task
+from timechat.evals.questions.run import Choosing, Likelihood, likelihoods
+from timechat.evals.questions.sample import keep_only
+from timechat.evals.questions.suite import General, Task
 from timechat.model.load import Loaded
 from timechat.records import Score
 from timechat.stages.evaluating.cache import AnswerCache, ask_general

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from timechat.conversation import Conversation
-from timechat.evals.suite import answer_conversations
+from timechat.evals.questions.suite import answer_conversations
 from timechat.export import gate, noise
 from timechat.export.tolerance import SAME, tolerance_for
 from timechat.export.weights import Weights

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from timechat.conversation import Conversation
 from timechat.engine.torch import TorchEngine
-from timechat.evals.own import own_choices
-from timechat.evals.suite import General, Task, general_suite, task_suite
+from timechat.evals.questions.own import own_choices
+from timechat.evals.questions.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, Source, load_tokenizer
 from timechat.model.render import Renderer
 from timechat.recipe import Evaluate

@@ -17,8 +17,8 @@ from pathlib import Path
 from timechat.conversation import Conversation, Message
 from timechat.data.reword import for_checking, for_training
 from timechat.errors import LedgerError
-from timechat.evals.rectify import puts_right
-from timechat.evals.scorers import contains, normalize, token_f1
+from timechat.evals.scoring.rectify import puts_right
+from timechat.evals.scoring.scorers import contains, normalize, token_f1
 from timechat.ledger.annotation import Queue
 from timechat.ledger.judging import Item, Judgement
 from timechat.stages.annotating.annotate import reopen

@@ -14,10 +14,10 @@ from pathlib import Path
 from timechat.conversation import Conversation, Message
 from timechat.data.pack import encode
 from timechat.engine.torch import TorchEngine
-from timechat.evals.run import Choosing, Likelihood, choose, likelihoods
-from timechat.evals.sample import keep_only, take_share
-from timechat.evals.scorers import scorer_name
-from timechat.evals.suite import Choice, General, Task
+from timechat.evals.questions.run import Choosing, Likelihood, choose, likelihoods
+from timechat.evals.questions.sample import keep_only, take_share
+from timechat.evals.questions.suite import Choice, General, Task
+from timechat.evals.scoring.scorers import scorer_name
 from timechat.model.load import Loaded
 from timechat.model.render import Renderer
 from timechat.records import Score

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from timechat.data.pack import Example, encode
-from timechat.evals.own import own_choices
-from timechat.evals.suite import general_suite, task_suite
+from timechat.evals.questions.own import own_choices
+from timechat.evals.questions.suite import general_suite, task_suite
 from timechat.manifest import newest
 from timechat.model.load import Loaded, load, load_tokenizer, resolve
 from timechat.model.method import begin_again

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from timechat.evals.compare import compare
-from timechat.evals.power import MIN_CLUSTERS, MIN_ITEMS
+from timechat.evals.statistics.compare import compare
+from timechat.evals.statistics.power import MIN_CLUSTERS, MIN_ITEMS
 from timechat.records import Measure
 from timechat.stages.evaluating.report import OWN_NAME
 from timechat.stages.learning.exam import Exam, Sat

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from timechat.data.augment import drop_words
 from timechat.data.pack import Batch, Example, encode, order, pack
-from timechat.evals.suite import answer_examples, prose_examples
+from timechat.evals.questions.suite import answer_examples, prose_examples
 from timechat.model.ranks import ALONE, Ranks
 from timechat.stages.training.context import Context
 from timechat.stages.training.replay import own_answers

@@ -13,8 +13,8 @@ from typing import Any
 from timechat.conversation import Conversation
 from timechat.data.pack import Example, encode
 from timechat.errors import DataError, PlanError, RunError
-from timechat.evals.own import own_choices
-from timechat.evals.suite import General, Task, general_suite, task_suite
+from timechat.evals.questions.own import own_choices
+from timechat.evals.questions.suite import General, Task, general_suite, task_suite
 from timechat.model.load import Loaded, load, resolve
 from timechat.model.method import name_targets
 from timechat.model.paths import refuse_unknown

@@ -10,7 +10,7 @@ from __future__ import annotations
 from timechat.conversation import Conversation, Message
 from timechat.engine.torch import TorchEngine
 from timechat.errors import DataError
-from timechat.evals.suite import answer_conversations
+from timechat.evals.questions.suite import answer_conversations
 from timechat.stages.training.context import Context
 from timechat.store.files import read_lines, write_lines
 

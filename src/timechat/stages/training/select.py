@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from timechat.data.pack import Example
-from timechat.evals.run import accuracy, likelihoods, mean_nats
-from timechat.evals.suite import answer_examples
+from timechat.evals.questions.run import accuracy, likelihoods, mean_nats
+from timechat.evals.questions.suite import answer_examples
 from timechat.model.load import Loaded
 from timechat.stages.watch import Watcher
 from timechat.training.trainer import Trainer

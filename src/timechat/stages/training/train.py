@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from timechat.errors import RunError, UserError
-from timechat.evals.suite import OWN, Decoding, General
+from timechat.evals.questions.suite import OWN, Decoding, General
 from timechat.model.adapt import adapters
 from timechat.model.load import load, resolve
 from timechat.model.machine import peak_memory

@@ -6,8 +6,14 @@ import math
 from typing import Any
 
 from timechat.engine.torch import TorchEngine
-from timechat.evals.run import Likelihood, accuracy, likelihoods, mean_divergence, mean_nats
-from timechat.evals.suite import answer_examples
+from timechat.evals.questions.run import (
+    Likelihood,
+    accuracy,
+    likelihoods,
+    mean_divergence,
+    mean_nats,
+)
+from timechat.evals.questions.suite import answer_examples
 from timechat.model.adapt import adapters
 from timechat.model.load import Loaded
 from timechat.stages.training.context import Context

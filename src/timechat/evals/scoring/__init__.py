@@ -1,0 +1,1 @@
+"""What an answer is worth: scorers, labels, a judge, and two models' answers side by side."""
