@@ -9,7 +9,7 @@ from timechat.planning.plan import make_plan
 from timechat.recipe import parse_recipe
 
 ROWS = Rows(400, 26_000, 16, 8_000, 120, 20, 9.0)
-SHAPE = Shape(134_515_008, 4_884_480, 106_203_456, 30, 576, 1536, 49_152, 8192, 269_030_016)
+SHAPE = Shape(134_515_008, 4_884_480, 106_203_456, 30, 576, 1536, 49_152, 8192, 269_030_016, 2)
 MACHINE = Machine("a laptop", 8 * 2**30, 100 * 2**30, 600e9)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,56 @@ def test_a_merged_block_leaves_everything_as_it_was() -> None:
     stir(model)
     expected = logits(model)
     with merged(model):
-        assert not adapters(model)
+        assert not torch.equal(logits(model), expected)
     assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_block_answers_as_the_merged_model(dtype: torch.dtype) -> None:
+    model = build_model().to(dtype)
+    attach(model, 4, 8.0, "all")
+    stir(model)
+    with merged(model):
+        expected = logits(model)
+    merge(model)
+    assert torch.equal(logits(model), expected)
+
+
+def test_what_a_merged_block_is_told_to_round_is_rounded_by_layer() -> None:
+    model = build_model()
+    attach(model, 4, 8.0, "mlp")
+    stir(model)
+    seen: list[str] = []
+
+    def to_zero(name: str, weight: Tensor) -> Tensor:
+        seen.append(name)
+        return torch.zeros_like(weight)
+
+    with merged(model, to_zero):
+        nothing = logits(model)
+    assert seen == list(adapters(model))
+    merge(model)
+    for name, parameter in model.named_parameters():
+        if ".mlp." in name:
+            parameter.data.zero_()
+    assert torch.equal(logits(model), nothing)
+
+
+def test_a_merged_block_holds_one_folded_weight_at_a_time() -> None:
+    model = build_model()
+    attach(model, 4, 8.0, "all")
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
+
+    def count(_: str, weight: Tensor) -> Tensor:
+        nonlocal most
+        alive.add(weight)
+        most = max(most, len(alive))
+        return weight
+
+    with merged(model, count):
+        logits(model)
+    assert most == 1
 
 
 def test_disabled_and_zero_strength_are_the_base() -> None:

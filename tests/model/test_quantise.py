@@ -11,7 +11,8 @@ from scipy.stats import norm
 from torch import nn
 
 from timechat.errors import ModelError
-from timechat.model.adapt import adapters, merged
+from timechat.model import quantise
+from timechat.model.adapt import adapters, merge, merged
 from timechat.model.load import Source, checked_folder, load
 from timechat.model.method import begin, save_model
 from timechat.model.quantise import NF4, QuantLinear, pack_codes, unpack_codes
@@ -109,9 +110,28 @@ def test_adapters_beside_codes_equal_adapters_beside_the_dense_weights(bits: int
     with torch.no_grad():
         found = model(IDS).logits
         with merged(model):
-            assert not any(isinstance(m, QuantLinear) for m in model.modules())
             torch.testing.assert_close(model(IDS).logits, found, rtol=1e-4, atol=1e-4)
         assert torch.equal(model(IDS).logits, found)
+
+
+@pytest.mark.parametrize("best", [torch.float32, torch.bfloat16])
+def test_beside_codes_the_rest_computes_in_the_best_format_and_merges_back(
+    best: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(quantise, "pick_dtype", lambda count: asked.append(count) or best)
+    model = build_model().bfloat16()
+    begin(model, Qlora(rank=4), 8.0, 0)
+    rest = {name: p for name, p in model.named_parameters() if "lora" not in name}
+    assert asked == [sum(p.numel() for p in rest.values())]
+    assert {p.dtype for p in rest.values()} == {best}
+    assert all(layer.base.absmax.dtype == torch.float32 for layer in adapters(model).values())
+    with torch.no_grad():
+        expected = model(IDS).logits
+        assert expected.dtype == best
+        merge(model)
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        torch.testing.assert_close(model(IDS).logits.float(), expected.float(), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -11,6 +11,7 @@ back into its matrix).
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -121,6 +122,13 @@ def roughen(model: PreTrainedModel, steps: Steps, seed: int = 0) -> None:
     for name, step in steps:
         parameter = _parameter(model, name)
         parameter.add_(error_within(step, draw).to(parameter.device, parameter.dtype))
+
+
+def rough_in_bf16(name: str, weight: Tensor) -> Tensor:
+    """A weight with an error of half a step of bf16 at most, always the same one for its name."""
+    draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    error = error_within(_spacing(weight.float().cpu(), FLOATS[Kind.BF16]), draw)
+    return weight + error.to(weight.device, weight.dtype)
 
 
 def error_within(step: Tensor, draw: torch.Generator) -> Tensor:

@@ -8,8 +8,9 @@ W stays frozen in the base's dtype; A and B are fp32 masters, cast to the input'
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,8 @@ from timechat.model.choose import choose_layers, layer_list, matches, number_of
 from timechat.model.quantise import QuantLinear, features, is_product, upright
 from timechat.recipe import LayerChoice
 
+# From a layer's name and a folded weight to another weight.
+Rounding = Callable[[str, Tensor], Tensor]
 # What an adapter can sit beside; GPT-2's Conv1D is a linear layer that holds its weight turned.
 Base = nn.Linear | QuantLinear | Conv1D
 # Names of linear layers that are attention's, over the families; every other one is MLP's.
@@ -77,6 +80,8 @@ class LoraLinear(nn.Module):
         self.rank = rank
         self.alpha = alpha
         self.enabled = True
+        # What `merged` applies to the folded weight, while it is asked.
+        self.folding: Callable[[Tensor], Tensor] | None = None
         device = base.codes.device if isinstance(base, QuantLinear) else base.weight.device
         num_in, num_out = features(base)
         self.lora_a = nn.Parameter(torch.empty(rank, num_in, device=device))
@@ -88,6 +93,8 @@ class LoraLinear(nn.Module):
         return self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.folding is not None:
+            return F.linear(x, self.folding(self.folded()).to(x.dtype), self.base.bias)
         if not self.enabled:
             return self.base(x)
         flat = _Adapted.apply(
@@ -107,6 +114,15 @@ class LoraLinear(nn.Module):
     def delta(self) -> Tensor:
         """The dense update (out, in) in fp32."""
         return self.scale * (self.lora_b @ self.lora_a)
+
+    @torch.no_grad()
+    def folded(self) -> Tensor:
+        """The weight (out, in) with the update in it: computed in fp32, rounded once to what the
+        base's was."""
+        base = self.base
+        is_coded = isinstance(base, QuantLinear)
+        dense = base.dense(torch.float32) if is_coded else upright(base).detach().float()
+        return (dense + self.delta()).to(base.dtype if is_coded else base.weight.dtype)
 
 
 def attach(
@@ -183,22 +199,24 @@ def adapters(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 @contextmanager
-def merged(model: nn.Module) -> Generator[None]:
-    """The model as `merge` would leave it, while the block runs."""
+def merged(model: nn.Module, rounding: Rounding | None = None) -> Generator[None]:
+    """The model as `merge` would leave it, while the block runs; nothing learns meanwhile.
+
+    A weight is folded when its layer is asked and let go of at once, so that a large model is never
+    there twice. `rounding` is applied to each folded weight, and told the layer's name.
+    """
     layers = adapters(model)
-    kept = {
-        name: layer.base.weight.detach().clone()
-        for name, layer in layers.items()
-        if not isinstance(layer.base, QuantLinear)
-    }
-    merge(model)
+    for name, layer in layers.items():
+        layer.folding = partial(rounding, name) if rounding else _as_it_is
     try:
         yield
     finally:
-        for name, layer in layers.items():
-            if not isinstance(layer.base, QuantLinear):
-                layer.base.weight.data.copy_(kept[name])
-            put(model, name, layer)
+        for layer in layers.values():
+            layer.folding = None
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 @contextmanager
@@ -224,20 +242,23 @@ def set_strength(model: nn.Module, alpha: float) -> None:
 def merge(model: nn.Module) -> None:
     """Fold every adapter into its weight (computed in fp32, rounded once) and drop it.
 
-    A quantised weight becomes a dense one of the dtype that it was made from.
+    A quantised weight becomes a dense one of the dtype that it was made from, and the model is in
+    that dtype then.
     """
+    dtype: torch.dtype | None = None
     for name, layer in adapters(model).items():
-        base = layer.base
-        dense = base.dense(torch.float32) if isinstance(base, QuantLinear) else upright(base)
-        merged = dense.detach().float() + layer.delta().detach()
+        base, folded = layer.base, layer.folded()
         if isinstance(base, QuantLinear):
-            folded = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-            folded.weight = nn.Parameter(merged.to(base.dtype), requires_grad=False)
-            folded.bias = base.bias
-            put(model, name, folded)
+            dense = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+            dense.weight = nn.Parameter(folded, requires_grad=False)
+            dense.bias = base.bias
+            put(model, name, dense)
+            dtype = base.dtype
         else:
-            upright(base).data.copy_(merged.to(base.weight.dtype))
+            upright(base).data.copy_(folded)
             put(model, name, base)
+    if dtype is not None:
+        model.to(dtype)
 
 
 def _wanted(name: str, targets: str | Sequence[str]) -> bool:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from timechat.model.mapped import forget
+from timechat.model.number_format import pick_dtype
 
 BLOCK = 64
 # Weights made dense at a time on a CPU: with their codes, about the size of its cache (LAB.md).
@@ -82,12 +83,17 @@ class _Product(torch.autograd.Function):
 
 
 def quantise(model: nn.Module, bits: int, but: nn.Module | None = None) -> None:
-    """Put every linear layer of `model` except `but` (the head) in `bits`, one after the other."""
+    """Put every linear layer of `model` except `but` (the head) in `bits`, one after the other.
+
+    What is not in codes then computes in the format that is best for so few numbers.
+    """
     for name, layer in list(model.named_modules()):
         if is_product(layer) and layer is not but:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, QuantLinear(layer, bits))
             forget(layer.weight)
+    if pick_dtype(sum(p.numel() for p in model.parameters())) == torch.float32:
+        model.float()
 
 
 # One layer of each other kind is tried: a large base is not read for it.

@@ -43,6 +43,8 @@ class Shape:
     vocabulary: int
     window: int
     weight_bytes: int
+    # Of a number in the format that the run computes in.
+    number_bytes: int
     # The lowest layer with a weight that learns: nothing below it is gone back through.
     lowest: int = 0
     activation: str = ""

@@ -119,8 +119,7 @@ def _training_bytes(facts: Facts, micro: int, recomputes: bool) -> int:
     inside = 14 * shape.hidden + 5 * shape.intermediate
     kept = inside + layers * shape.hidden if recomputes else layers * inside
     (weights, _), (states, _) = _weight_bytes(facts), _state_bytes(facts)
-    size = round(shape.weight_bytes / shape.parameters)
-    training = weights + states + tokens * kept * size
+    training = weights + states + tokens * kept * shape.number_bytes
     # The base is loaded as it is, whatever it becomes.
     return max(training, shape.weight_bytes) + GIB // 2
 
@@ -129,8 +128,7 @@ def _trunk(numbers: Numbers, facts: Facts, memory: int) -> None:
     """Whether the frozen layers' output is kept: in memory, on disk, or not at all."""
     recipe, rows, shape, machine = facts.recipe, facts.rows, facts.shape, facts.machine
     share = min(recipe.train.replay, 0.9)
-    size = round(shape.weight_bytes / shape.parameters)
-    need = round(rows.tokens / (1 - share)) * shape.hidden * size
+    need = round(rows.tokens / (1 - share)) * shape.hidden * shape.number_bytes
     numbers["frozen_layers"] = Derived(shape.lowest, "layers below the lowest that learns")
     place, rule = "no", ""
     if not shape.lowest:
@@ -158,10 +156,9 @@ def _weight_bytes(facts: Facts) -> tuple[int, str]:
     adapt, shape = facts.recipe.adapt, facts.shape
     if not isinstance(adapt, Qlora):
         return shape.weight_bytes, "weights"
-    size = shape.weight_bytes / shape.parameters
     # An absmax in fp32 to every 64 weights.
     trunk = shape.trunk * (adapt.bits / 8 + 4 / 64)
-    rest = (shape.parameters - shape.trunk) * size
+    rest = (shape.parameters - shape.trunk) * shape.number_bytes
     return round(trunk + rest), f"layers in {adapt.bits} bits and a scale every 64"
 
 
@@ -172,7 +169,7 @@ def _state_bytes(facts: Facts) -> tuple[int, str]:
     if isinstance(recipe.adapt, Lora):
         each = 16 + average
         return shape.trained * each, f"{each} bytes a trained weight"
-    size = round(shape.weight_bytes / shape.parameters)
+    size = shape.number_bytes
     # Gradient 4 and AdamW 8; what the weight was; a master where the model's own is not fp32.
     each = 12 + average + size + (4 if size < 4 else 0)
     return shape.trained * each, f"{each} bytes a trained weight (its original among them)"

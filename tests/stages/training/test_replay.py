@@ -4,6 +4,7 @@ strength arm and people's picks seen in one comparison of the run that comes of 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_train import make_recipe
@@ -14,6 +15,7 @@ from timechat.model.load import load, resolve
 from timechat.recipe import Recipe
 from timechat.stages.comparing.compare import compare
 from timechat.stages.comparing.contest import Options
+from timechat.stages.training.replay import MAX_TOKENS
 from timechat.stages.training.train import resume, train
 from timechat.stages.watch import Watcher
 from timechat.store.files import read_json, read_lines, sha256
@@ -42,6 +44,22 @@ def test_a_run_is_held_to_what_its_base_says_and_goes_on_with_the_same_words(
     digest = sha256(tmp_path / "run" / "replay.jsonl")
     resume(tmp_path / "run")
     assert sha256(tmp_path / "run" / "replay.jsonl") == digest
+
+
+def test_another_run_on_the_same_base_does_not_ask_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(recipe_of(tmp_path), tmp_path / "run")
+    plain = TorchEngine.answers
+
+    def answers(self: TorchEngine, prompts: Any, most: int, *rest: Any) -> list[list[int]]:
+        assert most != MAX_TOKENS, "the base was asked for its own answers"
+        return plain(self, prompts, most, *rest)
+
+    monkeypatch.setattr(TorchEngine, "answers", answers)
+    train(recipe_of(tmp_path), tmp_path / "again")
+    one, two = (tmp_path / name / "replay.jsonl" for name in ("run", "again"))
+    assert sha256(one) == sha256(two)
 
 
 def test_a_runs_strengths_are_asked_and_its_own_one_is_named(tmp_path: Path) -> None:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from timechat.conversation import Conversation
 from timechat.data.pack import Example, encode, pack
 from timechat.export import gate, noise
 from timechat.export.tolerance import tolerance_for
+from timechat.export.weights import Weights
 from timechat.model.adapt import adapters, merged
-from timechat.model.load import Loaded, load, resolve
+from timechat.model.load import Loaded, count_weights, load, resolve
 from timechat.model.render import Renderer
 from timechat.records import Check, DataCard, Measure
 from timechat.store.files import sha256
@@ -28,8 +29,11 @@ from timechat.training.trainer import Trainer
 SAMPLE = 500
 # How far figures that are equal in exact arithmetic may lie apart in the run's number format.
 GRADIENT_TOLERANCE = {torch.bfloat16: 0.05, torch.float32: 1e-4}
-# Questions on which the merged weights are held against the adapter.
-EXPORT_PROBES = 32
+# Rows whose gradient is worked out in two ways.
+GRADIENT_ROWS = 12
+# Questions on which the merged weights are held against the adapter, and the weights (about 1.5 s
+# of folding a billion for each answer) from which on there are fewer.
+EXPORT_PROBES, LARGE_PROBES, LARGE = 32, 4, 2_000_000_000
 
 
 def check_template(rows: Sequence[Conversation], renderer: Renderer, served: Renderer) -> Check:
@@ -66,9 +70,12 @@ def check_rows(card: DataCard, trained: int, held_out: int, dropped: int) -> Che
     )
 
 
-def check_gradient(trainer: Trainer, examples: Sequence[Example]) -> Check:
-    """The same rows in one micro-batch and in three give the same loss and gradient."""
-    rows = list(examples[:12])
+def check_gradient(trainer: Trainer, examples: Sequence[Example], micro_rows: int) -> Check:
+    """The same rows in one micro-batch and in three give the same loss and gradient.
+
+    Where memory allows only small micro-batches, of `micro_rows`, they are few and short rows.
+    """
+    rows = _within(list(examples[:GRADIENT_ROWS]), examples, micro_rows)
     one = _gradient(trainer, [rows])
     many = _gradient(trainer, [rows[i::3] for i in range(3) if rows[i::3]])
     loss_gap = abs(one[0] - many[0]) / max(abs(one[0]), 1e-9)
@@ -81,6 +88,16 @@ def check_gradient(trainer: Trainer, examples: Sequence[Example]) -> Check:
         f"by {gap:.1e} (rounding of {str(trainer.model.dtype).removeprefix('torch.')} allows "
         f"{tolerance:g})",
     )
+
+
+def _within(rows: list[Example], examples: Sequence[Example], micro_rows: int) -> list[Example]:
+    """`rows` without their longest, as many as have the tokens that a micro-batch may have."""
+    sizes = [len(example.ids) for example in examples]
+    most = max(max(sizes), micro_rows * sum(sizes) // len(sizes))
+    ranked = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    ends = accumulate(len(rows[i].ids) for i in ranked)
+    kept = {i for i, end in zip(ranked, ends, strict=True) if end <= most} | set(ranked[:2])
+    return [row for i, row in enumerate(rows) if i in kept]
 
 
 def check_resume(
@@ -122,28 +139,25 @@ def check_resume(
 def check_export(loaded: Loaded, examples: Sequence[Example], best: Path) -> Check:
     """The gate on what is handed on: an adapter folded into its base, or the folder `best` loaded
     again; held-out answers, and the model's own greedy ones."""
-    probes = [_probe(example) for example in examples[:EXPORT_PROBES]]
+    is_large = count_weights(loaded.source.folder) > LARGE
+    probes = [_probe(e) for e in examples[: LARGE_PROBES if is_large else EXPORT_PROBES]]
     lines = gate.hear(loaded.model, probes, loaded.renderer.stop_ids)
-    if layers := adapters(loaded.model):
+    if adapters(loaded.model):
         what = "merged weights against the adapter"
-        with merged(loaded.model):  # the noise goes when the block ends: what is merged is put back
+        # As the base's files have it, whatever it computes in.
+        stored = Weights(loaded.source.folder).dtype
+        with merged(loaded.model, lambda _, weight: weight.to(stored)):
             heard = gate.follow(loaded.model, lines)
-            rough = _roughened(loaded.model, lines, [f"{name}." for name in layers])
+        with merged(loaded.model, lambda name, w: noise.rough_in_bf16(name, w.to(stored))):
+            rough = gate.follow(loaded.model, lines)
     else:
         what = "the saved model, loaded again, against what was evaluated"
         again = load(resolve(str(best))).model
         heard = gate.follow(again, lines)
-        rough = _roughened(again, lines, [""])
+        noise.roughen(again, noise.steps_of_bf16(again))
+        rough = gate.follow(again, lines)
     verdict = gate.judge(lines, heard, tolerance_for(heard, rough))
     return Check("export", verdict.passed, f"{what}: {verdict.figure}")
-
-
-def _roughened(
-    model: PreTrainedModel, lines: Sequence[gate.Line], within: Sequence[str]
-) -> list[gate.Line]:
-    """The lines as heard with one more rounding to bf16 in the matrices within."""
-    noise.roughen(model, noise.steps_of_bf16(model, within))
-    return gate.follow(model, lines)
 
 
 def _probe(example: Example) -> gate.Probe:

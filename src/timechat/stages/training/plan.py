@@ -15,10 +15,12 @@ from timechat.model import machine
 from timechat.model.choose import find_activation
 from timechat.model.load import Loaded
 from timechat.model.method import count_learning
+from timechat.model.number_format import pick_dtype
 from timechat.model.paths import path_of, row_limit
+from timechat.model.quantise import is_product
 from timechat.planning.facts import Machine, Rows, Shape
 from timechat.planning.plan import make_plan
-from timechat.recipe import Recipe
+from timechat.recipe import Qlora, Recipe
 from timechat.records import Plan
 
 
@@ -32,9 +34,8 @@ def plan_run(
 ) -> Plan:
     """The plan for training `loaded` on `rows`, encoded as `train`, on this machine."""
     found = measure_rows(loaded, rows, train, *held_out)
-    return make_plan(
-        recipe, found, measure_shape(loaded.model, recipe), measure_machine(loaded.model.dtype, out)
-    )
+    shape = measure_shape(loaded.model, recipe)
+    return make_plan(recipe, found, shape, measure_machine(dtype_of(loaded.model, recipe), out))
 
 
 def measure_rows(
@@ -84,9 +85,18 @@ def measure_shape(model: PreTrainedModel, recipe: Recipe) -> Shape:
         vocabulary=int(config.vocab_size),
         window=min(window, row_limit(config) or window),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        number_bytes=dtype_of(model, recipe).itemsize,
         activation=find_activation(model) or "",
         reading=None if path is None else (path.name.lower(), path.value),
     )
+
+
+def dtype_of(model: PreTrainedModel, recipe: Recipe) -> torch.dtype:
+    """What the run computes in: `model`'s format, or what is best beside a base in codes."""
+    if not isinstance(recipe.adapt, Qlora):
+        return model.dtype
+    coded = sum(m.weight.numel() for m in model.modules() if is_product(m))
+    return pick_dtype(sum(p.numel() for p in model.parameters()) - coded)
 
 
 def measure_machine(dtype: torch.dtype, out: Path) -> Machine:

@@ -100,7 +100,7 @@ def _checks_at_start(
     checks = [
         check_template(context.prepared.train, context.loaded.renderer, served.renderer),
         check_rows(card, len(context.train), held_out, dropped),
-        check_gradient(trainer, context.examples),
+        check_gradient(trainer, context.examples, context.plan["micro_rows"]),
         check_resume(trainer, served, identity, context.examples),
     ]
     write_lines(context.out / "too_long.jsonl", context.too_long)
