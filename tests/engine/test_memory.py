@@ -12,7 +12,8 @@ import pytest
 from conftest import build_model
 
 from timechat.engine import memory
-from timechat.engine.batch import BatchCore, token_bytes
+from timechat.engine.batch import BatchCore
+from timechat.engine.greedy import token_bytes
 from timechat.engine.process import ProcessEngine
 from timechat.engine.protocol import Delta, Ending, EngineError, Request, Sampling
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+import pytest
 import torch
 from conftest import ROWS, build_model
 
-from timechat.engine.greedy import MOST_ROWS, MOST_TOKENS, in_batches
+from timechat.engine.greedy import MOST_ROWS, MOST_TOKENS, in_batches, token_bytes
 from timechat.engine.protocol import Delta, Ending, Sampling
 from timechat.engine.torch import TorchEngine, window_of
 from timechat.model.render import Renderer
@@ -60,12 +61,21 @@ def test_rows_that_end_leave_the_others_answers_alone(renderer: Renderer) -> Non
 
 def test_a_batch_holds_so_many_tokens_and_each_prompt_once() -> None:
     prompts = [[1] * length for length in (9000, 10, 4000, 4000, 200, *[20] * 100)]
-    batches = in_batches(prompts)
+    batches = in_batches(build_model(), prompts)
     assert sorted(place for batch in batches for place in batch) == list(range(len(prompts)))
     for batch in batches:
         longest = max(len(prompts[place]) for place in batch)
         assert len(batch) <= MOST_ROWS
         assert len(batch) * longest <= MOST_TOKENS or len(batch) == 1
+
+
+def test_a_batch_of_a_large_models_answers_holds_fewer_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, prompts = build_model(), [[1] * 10] * 20
+    assert len(in_batches(model, prompts)) == 1
+    monkeypatch.setattr("timechat.engine.greedy.MOST_BYTES", 50 * token_bytes(model))
+    assert [len(batch) for batch in in_batches(model, prompts)] == [5] * 4
 
 
 def test_the_head_is_not_copied_for_each_prompt(renderer: Renderer) -> None:

@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from timechat.engine.choose import choose, named, penalise
+from timechat.engine.greedy import token_bytes
 from timechat.engine.protocol import Capabilities, Delta, Ending, Request
 from timechat.engine.torch import window_of
 
@@ -119,16 +120,6 @@ class BatchCore:
         if (surplus := len(best) - shared) > 0:
             cache.crop(-surplus)
         return cache, shared
-
-
-def token_bytes(model: PreTrainedModel) -> int:
-    """What keys and values of one token take, where every layer attends and keeps both."""
-    config = model.config.get_text_config()
-    width = int(config.hidden_size)
-    if heads := getattr(config, "num_key_value_heads", None):
-        size = getattr(config, "head_dim", None) or width // int(config.num_attention_heads)
-        width = int(heads) * int(size)
-    return int(config.num_hidden_layers) * 2 * width * model.dtype.itemsize
 
 
 def _common(left: tuple[int, ...], right: Sequence[int]) -> int:

@@ -14,22 +14,24 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-# Prompts answered side by side at most, and their tokens with padding: what the cache holds.
-MOST_ROWS, MOST_TOKENS = 96, 8192
+# Prompts answered side by side at most, their tokens with padding, and what the cache may take for
+# these: a large model's token takes half a megabyte.
+MOST_ROWS, MOST_TOKENS, MOST_BYTES = 96, 8192, 2**30
 # The share of a batch that has ended before its rows are taken out: taking out copies the cache.
 ENDED = 0.125
 
 
-def in_batches(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The places of the prompts that are answered together, of similar length.
+def in_batches(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The places of the prompts that `model` answers together, of similar length.
 
     A batch given by itself is answered as it is among the others.
     """
+    most = min(MOST_TOKENS, MOST_BYTES // token_bytes(model))
     ranked = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches: list[list[int]] = []
     for place in ranked:
         # The newest is the longest, to which the others are padded.
-        fits = batches and (len(batches[-1]) + 1) * len(prompts[place]) <= MOST_TOKENS
+        fits = batches and (len(batches[-1]) + 1) * len(prompts[place]) <= most
         if fits and len(batches[-1]) < MOST_ROWS:
             batches[-1].append(place)
         else:
@@ -100,3 +102,13 @@ def _can_drop_rows(cache: DynamicCache) -> bool:
         isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin)
         for layer in cache.layers
     )
+
+
+def token_bytes(model: PreTrainedModel) -> int:
+    """What keys and values of one token take, where every layer attends and keeps both."""
+    config = model.config.get_text_config()
+    width = int(config.hidden_size)
+    if heads := getattr(config, "num_key_value_heads", None):
+        size = getattr(config, "head_dim", None) or width // int(config.num_attention_heads)
+        width = int(heads) * int(size)
+    return int(config.num_hidden_layers) * 2 * width * model.dtype.itemsize

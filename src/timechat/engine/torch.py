@@ -47,7 +47,7 @@ class TorchEngine:
     ) -> list[list[int]]:
         """The likeliest continuation of each prompt, stop token included where one came."""
         out: list[list[int]] = [[] for _ in prompts]
-        for members in in_batches(prompts):
+        for members in in_batches(self.model, prompts):
             together = [prompts[i] for i in members]
             found = greedy(self.model, together, max_new_tokens, stop)
             for i, ids in zip(members, found, strict=True):

@@ -14,12 +14,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from timechat.model.allocator import hand_back_large_pieces
 from timechat.model.attention import again, current_run
 from timechat.model.choose import layer_list
 
 
 def recompute_layers(model: PreTrainedModel) -> None:
-    """Have every layer of `model` worked out again in the backward pass."""
+    """Have every layer of `model` worked out again in the backward pass: memory is short."""
+    hand_back_large_pieces()
     for layer in layer_list(model)[1]:
         layer.forward = _twice(model, layer.forward)
 

@@ -104,7 +104,7 @@ class AnswerCache:
         engine, stop = TorchEngine(self.loaded.model), self.loaded.renderer.stop_ids
         out: list[list[int]] = [[] for _ in prompts]
         total = 0.0
-        for members in in_batches(prompts):
+        for members in in_batches(self.loaded.model, prompts):
             together = [list(prompts[i]) for i in members]
             key = _print(["answers", together, max_new_tokens, sorted(stop)])
             if key not in self.answers or len(self.answers[key][1]) != len(members):
