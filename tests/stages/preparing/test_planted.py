@@ -295,6 +295,27 @@ def test_a_question_inside_a_conversation_or_a_longer_prompt_is_found(tmp_path: 
         assert prepared.card.overlap["test"] == 1, asked
 
 
+@pytest.mark.parametrize("place", [0, 20, 200])
+def test_a_leak_into_a_test_file_moves_no_row_that_was_split_off_here(
+    tmp_path: Path, place: int
+) -> None:
+    """Wherever in a test file it stands, also where no training row has that number."""
+    long = "Which of our two harbour ferries leaves first on a Sunday morning in the winter months"
+    train = chats(
+        tmp_path / "train.jsonl",
+        *many(60),
+        (f"Answer the following question as well as you can: {long}", "The blue one."),
+    )
+    asked = [(f"What is kept in cupboard {i} of {i % 7} rooms?", "Tools.") for i in range(300)]
+    asked[place] = (long, "The blue one.")
+    test = chats(tmp_path / "test.jsonl", *asked)
+    plain = prepare(Data(train=(train,)), tmp_path / "plain", lambda _: None)
+    data = Data(train=(train,), test=(test,), overlap="allow")
+    prepared = prepare(data, tmp_path / "out", lambda _: None)
+    assert prepared.card.overlap == {"validation": 0, "test": 1}
+    assert prepared.card.splits["validation"] == plain.card.splits["validation"] > 0
+
+
 def test_labels_keep_their_shares_and_shared_answers_are_only_reported(tmp_path: Path) -> None:
     labelled = [(question(i), "rare" if i % 10 == 0 else "common") for i in range(400)]
     path = chats(tmp_path / "a.jsonl", *labelled)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,8 @@ def sort_rows(pools: dict[str, Pool], given: set[str], intake: Intake, folder: P
             wants["test"],
             seed,
         )
-        _send_home(related.clusters, askings, train, out)
+        ours = {side for name, side in SIDES.items() if wants[name]}
+        _send_home(related.clusters, askings, train, ours, out)
         if labelled:
             out.bias = _bias(train, labels)
         if rules.balance != "off":
@@ -206,17 +207,17 @@ def _judge_labels(train: Pool, labels: Ints | None, intake: Intake) -> None:
             intake.note("label_noise", detail, train.place(number))
 
 
-def _send_home(clusters: Ints, askings: Askings, train: Pool, out: Sorted) -> None:
+def _send_home(clusters: Ints, askings: Askings, train: Pool, ours: Set[int], out: Sorted) -> None:
     """Clusters that were held out, and whose words stand inside a training row or the reverse, go
-    back to the training rows: none of them is worth a leak."""
+    back to the training rows: none of them is worth a leak. Rows on any other side than `ours` come
+    from a file of their own, and stay."""
     if not out.sides.any():
         return
     askings.set_sides(out.sides)
-    mine = set(SIDES.values())
     back = {
         int(clusters[twin.held_out])
         for twin in inside(askings)
-        if twin.side in mine
+        if twin.side in ours
         and out.sides[twin.held_out] == twin.side
         and not train.gone[twin.train]
     }
