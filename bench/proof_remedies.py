@@ -71,20 +71,27 @@ def first_rows(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         write_lines(folder / "train.jsonl", rows)
         write_lines(folder / "test.jsonl", asked)
         return {"train": [str(folder / "train.jsonl")], "test": [str(folder / "test.jsonl")]}
-    if given.train.suffix == ".csv":
-        with given.train.open(encoding="utf-8", newline="") as file:
-            table = list(csv.reader(file))
-        # Every so many, because such files are often sorted by label.
-        step = max(1, (len(table) - 1) // given.rows)
-        with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([table[0], *table[1::step][: given.rows]])
-        train_file = folder / "train.csv"
+    train = spread(given.train, given.rows, folder / "train")
+    test = [spread(given.test, given.questions, folder / "test")] if given.test else []
+    return {"train": [train], "test": test, "columns": columns, "overlap": "drop"}
+
+
+def spread(file: Path, count: int, to: Path) -> str:
+    """`count` rows of `file`, every so many, because such files are often sorted by label; as a
+    file of their own, so that whoever asks again asks the same."""
+    target = to.with_suffix(file.suffix)
+    if file.suffix == ".csv":
+        with file.open(encoding="utf-8", newline="") as source:
+            head, *table = csv.reader(source)
+        with target.open("w", encoding="utf-8", newline="") as written:
+            csv.writer(written).writerows([head, *every(table, count)])
     else:
-        rows = [row.to_dict() for row in read_questions(given.train)][: given.rows]
-        write_lines(folder / "train.jsonl", rows)
-        train_file = folder / "train.jsonl"
-    test = [str(given.test)] if given.test else []
-    return {"train": [str(train_file)], "test": test, "columns": columns, "overlap": "drop"}
+        write_lines(target, every([row.to_dict() for row in read_questions(file)], count))
+    return str(target)
+
+
+def every(rows: list[Any], count: int) -> list[Any]:
+    return rows[:: max(1, len(rows) // count)][:count]
 
 
 def line_of(arm: str, run: Path) -> str:
