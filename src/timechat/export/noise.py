@@ -62,10 +62,10 @@ def steps_of_merge(weights: Weights) -> Steps:
             yield name, step_of(kind, weights.exact(name))
 
 
-def steps_of_bf16(model: PreTrainedModel, within: Sequence[str] = ("",)) -> Steps:
-    """A rounding of every matrix to bf16; of those alone whose names begin with one of `within`."""
+def steps_of_bf16(model: PreTrainedModel) -> Steps:
+    """A rounding of every matrix to bf16."""
     for name, parameter in cast(nn.Module, model).named_parameters():
-        if parameter.dim() > 1 and name.startswith(tuple(within)):
+        if parameter.dim() > 1:
             yield name, _spacing(parameter.detach().float().cpu(), FLOATS[Kind.BF16])
 
 
