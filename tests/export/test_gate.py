@@ -334,3 +334,11 @@ def test_a_merge_needs_little_more_memory_than_its_largest_shard(tmp_path: Path)
     assert len(list(out.glob("*.safetensors"))) == 16
     # 128 MiB in all; a shard is 8 MiB, once as read and once as written, and the allocator's slack.
     assert int(done.stdout) < 40 * 2**20
+
+
+def test_an_error_of_half_a_step_of_bf16_is_not_rounded_away_again() -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rough = noise.rough_in_bf16("a", weight)
+    assert torch.equal(rough, noise.rough_in_bf16("a", weight))
+    assert (rough != weight.float()).float().mean() > 0.99
+    assert ((rough - weight.float()).abs() <= weight.float().abs() * 2.0**-8 + 1e-9).all()

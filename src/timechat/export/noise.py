@@ -125,10 +125,13 @@ def roughen(model: PreTrainedModel, steps: Steps, seed: int = 0) -> None:
 
 
 def rough_in_bf16(name: str, weight: Tensor) -> Tensor:
-    """A weight with an error of half a step of bf16 at most, always the same one for its name."""
+    """A weight with an error of half a step of bf16 at most, always the same one for its name.
+
+    In fp32: bf16 would round most of the errors away again.
+    """
     draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    error = error_within(_spacing(weight.float().cpu(), FLOATS[Kind.BF16]), draw)
-    return weight + error.to(weight.device, weight.dtype)
+    wide = weight.float()
+    return wide + error_within(_spacing(wide.cpu(), FLOATS[Kind.BF16]), draw).to(wide.device)
 
 
 def error_within(step: Tensor, draw: torch.Generator) -> Tensor:
