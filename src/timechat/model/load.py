@@ -141,7 +141,7 @@ def load(source: Source, system: str = "") -> Loaded:
     keep_few_kernels()
     tokenizer_folder = source.adapter or source.folder
     tokenizer = load_tokenizer(tokenizer_folder)
-    model = _from_pretrained(source.folder, pick_dtype(count_weights(source.folder)))
+    model = _from_pretrained(source.folder, dtype_of(source.folder))
     if source.adapter is not None:
         _prepare(model, source.adapter)
         load_adapter(model, source.adapter)
@@ -149,6 +149,11 @@ def load(source: Source, system: str = "") -> Loaded:
     still(model)
     fuse(model)
     return Loaded(source, model, tokenizer, Renderer(tokenizer, system))
+
+
+def dtype_of(folder: Path) -> torch.dtype:
+    """The number format that a run computes the weights in `folder` in, here."""
+    return pick_dtype(count_weights(folder))
 
 
 def count_weights(folder: Path) -> int:

@@ -32,8 +32,7 @@ from timechat.export.tolerance import SAME, tolerance_for
 from timechat.export.weights import Weights
 from timechat.model.adapt import output_head
 from timechat.model.choose import find_activation, set_activation
-from timechat.model.load import Source, count_weights, load_tokenizer
-from timechat.model.number_format import pick_dtype
+from timechat.model.load import Source, dtype_of, load_tokenizer
 from timechat.model.render import Renderer
 from timechat.stages.exporting import hearing
 from timechat.stages.exporting.target import LAYERED_TOKENS, Job, activation_of
@@ -71,14 +70,9 @@ def _evaluated(source: Source, weights: Weights) -> Layered:
 
 def _seen(source: Source, weights: Weights, shell: PreTrainedModel) -> Fetch:
     """Each weight as the run saw it."""
-    places, bits, dtype = sources(shell, weights), hearing.bits_of(source), _heard_in(source)
+    places, bits, dtype = sources(shell, weights), hearing.bits_of(source), dtype_of(source.folder)
     coded = _linear(shell) if bits else frozenset[str]()
     return lambda own: weights.seen(places[own], dtype, bits if own in coded else 0)
-
-
-def _heard_in(source: Source) -> torch.dtype:
-    """The number format that a run computes in."""
-    return pick_dtype(count_weights(source.folder))
 
 
 def _linear(shell: PreTrainedModel) -> frozenset[str]:
@@ -117,7 +111,7 @@ def _noise(job: Job, weights: Weights) -> Callable[[str, Tensor, torch.Generator
         plan = plan_slots(weights, config, job.quantisation)
         slots = {slot.source: slot for slot in plan if isinstance(slot.source, str)}
     bits, changed = hearing.bits_of(job.source), frozenset(weights.adapted)
-    rounded = weights.dtype == torch.float32 and _heard_in(job.source) != torch.float32
+    rounded = weights.dtype == torch.float32 and dtype_of(job.source.folder) != torch.float32
 
     def steps(name: str, part: Tensor) -> Iterator[Tensor]:
         kind = weights.entries[name].dtype
