@@ -24,7 +24,8 @@ def answers(model, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]
 def test_a_fused_model_answers_and_learns_as_the_plain_one(dtype: torch.dtype, gap: float) -> None:
     model = build_model()
     logits, grads = answers(model, dtype)
-    assert fuse(model) == 2 * 3 + 1  # two norms and an MLP a layer, and the last norm
+    # Two norms, an MLP and an attention a layer, and the last norm.
+    assert fuse(model) == 2 * 4 + 1
     found, slopes = answers(model, dtype)
     if dtype == torch.bfloat16:
         assert torch.equal(found, logits)  # not even the rounding differs on the way forward
@@ -39,6 +40,22 @@ def test_families_written_alike_are_fused_and_unchanged(family: str) -> None:
     logits, _ = answers(model, torch.float32)
     assert fuse(model) > 6
     torch.testing.assert_close(answers(model, torch.float32)[0], logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama-2", "gemma", "granite"])
+def test_an_attention_written_alike_generates_the_same(family: str) -> None:
+    model = build(family).eval()
+    ids = torch.arange(3, 12)[None]
+    plain = model.generate(ids, max_new_tokens=12, do_sample=False)
+    fuse(model)
+    assert "forward" in vars(model.model.layers[0].self_attn)
+    assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False), plain)
+
+
+def test_an_attention_of_another_make_is_left_alone() -> None:
+    model = build("qwen3")  # has norms of its own between product and turning
+    fuse(model)
+    assert "forward" not in vars(model.model.layers[0].self_attn)
 
 
 def test_a_norm_of_another_make_is_left_alone() -> None:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from timechat.errors import ModelError
 from timechat.model.choose import choose_layers, layer_list, matches, number_of
+from timechat.model.lowrank import Product, adapted
 from timechat.model.quantise import QuantLinear, features, is_product, upright
 from timechat.recipe import LayerChoice
 
@@ -29,46 +29,6 @@ Rounding = Callable[[str, Tensor], Tensor]
 Base = nn.Linear | QuantLinear | Conv1D
 # Names of linear layers that are attention's, over the families; every other one is MLP's.
 _ATTENTION_PARTS = ("attn", "attention", "q_proj", "k_proj", "v_proj", "query_key_value")
-
-
-class _Adapted(torch.autograd.Function):
-    """x Wᵀ + bias + scale · (x Aᵀ) Bᵀ for x (T, in), W frozen; gradients for x, A and B.
-
-    By hand, because the low-rank path is many small operations: the products are added in place,
-    and nothing is kept for the backward pass but x and x Aᵀ.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | QuantLinear,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        scale: float,
-    ) -> Tensor:
-        low_a, low_b = a.to(x.dtype), (b * scale).to(x.dtype)
-        inner = x @ low_a.T
-        ctx.scale = scale
-        # A quantised weight is kept as its codes, and made dense once more going backwards.
-        ctx.base = weight if isinstance(weight, QuantLinear) else None
-        dense = weight.passing(x.dtype) if isinstance(weight, QuantLinear) else weight
-        ctx.save_for_backward(x, inner, low_a, low_b, None if ctx.base is not None else dense)
-        return F.linear(x, dense, bias).addmm_(inner, low_b.T)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, inner, low_a, low_b, weight = ctx.saved_tensors
-        grad_inner = grad @ low_b
-        grad_a = (grad_inner.T @ x).float()
-        grad_b = (grad.T @ inner).float().mul_(ctx.scale)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            weight = weight if ctx.base is None else ctx.base.passing(grad.dtype)
-            grad_x = (grad @ weight).addmm_(grad_inner, low_a)
-        return grad_x, None, None, grad_a, grad_b, None
 
 
 class LoraLinear(nn.Module):
@@ -92,20 +52,22 @@ class LoraLinear(nn.Module):
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def is_beside(self) -> bool:
+        """Whether the low-rank path is taken beside the base: neither off nor folded."""
+        return self.enabled and self.folding is None
+
     def forward(self, x: Tensor) -> Tensor:
         if self.folding is not None:
             return F.linear(x, self.folding(self.folded()).to(x.dtype), self.base.bias)
         if not self.enabled:
             return self.base(x)
-        flat = _Adapted.apply(
-            x.flatten(0, -2),
-            self.base if isinstance(self.base, QuantLinear) else upright(self.base),
-            self.base.bias,
-            self.lora_a,
-            self.lora_b,
-            self.scale,
-        )
-        return cast(Tensor, flat).view(*x.shape[:-1], -1)
+        return adapted(x, [self.product()], self.scale)[0]
+
+    def product(self) -> Product:
+        """What its adapted product is made of."""
+        weight = self.base if isinstance(self.base, QuantLinear) else upright(self.base)
+        return Product(weight, self.base.bias, self.lora_a, self.lora_b)
 
     def parts(self) -> tuple[tuple[str, nn.Parameter], ...]:
         """A and B with the letters that PEFT gives them."""
@@ -123,6 +85,14 @@ class LoraLinear(nn.Module):
         is_coded = isinstance(base, QuantLinear)
         dense = base.dense(torch.float32) if is_coded else upright(base).detach().float()
         return (dense + self.delta()).to(base.dtype if is_coded else base.weight.dtype)
+
+
+def together(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
+    """What each of `layers` makes of the same x; adapted ones in one go."""
+    learning = [layer for layer in layers if isinstance(layer, LoraLinear) and layer.is_beside]
+    if len(learning) < len(layers) or len({layer.scale for layer in learning}) > 1:
+        return tuple(layer(x) for layer in layers)
+    return adapted(x, [layer.product() for layer in learning], learning[0].scale)
 
 
 def attach(
