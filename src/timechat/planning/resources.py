@@ -75,9 +75,15 @@ def _computed_tokens(numbers: Numbers, facts: Facts) -> None:
         "base",
     )
     numbers["replay_tokens"] = Derived(
-        round(numbers["computed_tokens"].value * share / (1 - min(share, 0.9))),
+        round(numbers["computed_tokens"].value * _replayed(facts)),
         "so many beside a step's computed tokens in the mean, at least one general row",
     )
+
+
+def _replayed(facts: Facts) -> float:
+    """Tokens that hold the model to its base, for each of the rows' own that a step computes."""
+    train = facts.recipe.train
+    return train.replay / (1 - min(train.replay, 0.9)) if train.replay_weight else 0.0
 
 
 def _fit_memory(numbers: Numbers, facts: Facts) -> tuple[int, str]:
@@ -102,7 +108,7 @@ def _fit_memory(numbers: Numbers, facts: Facts) -> tuple[int, str]:
     )
     _, weights = _weight_bytes(facts)
     _, states = _state_bytes(facts)
-    rule = f"{weights} + {states} + activations of {micro} rows + 0.5 GiB"
+    rule = f"{weights} + {states} + activations of {micro} rows + 1 GiB"
     return _training_bytes(facts, micro, again), rule
 
 
@@ -115,13 +121,16 @@ def _training_bytes(facts: Facts, micro: int, recomputes: bool) -> int:
     """
     rows, shape = facts.rows, facts.shape
     tokens = max(rows.longest, round(rows.tokens / max(1, rows.num_train) * micro))
+    # What a step replays is read beside its own rows.
+    tokens = round(tokens * (1 + _replayed(facts)))
     layers = shape.layers - shape.lowest
     inside = 14 * shape.hidden + 5 * shape.intermediate
     kept = inside + layers * shape.hidden if recomputes else layers * inside
     (weights, _), (states, _) = _weight_bytes(facts), _state_bytes(facts)
     training = weights + states + tokens * kept * shape.number_bytes
-    # The base is loaded as it is, whatever it becomes.
-    return max(training, shape.weight_bytes) + GIB // 2
+    # The base is loaded as it is, whatever it becomes. Python and torch take half a GiB, compiled
+    # kernels and pieces that were freed between others as much (a 7B run, bench/RESULTS.md).
+    return max(training, shape.weight_bytes) + GIB
 
 
 def _trunk(numbers: Numbers, facts: Facts, memory: int) -> None:
