@@ -73,10 +73,6 @@ class LoraLinear(nn.Module):
         """A and B with the letters that PEFT gives them."""
         return ("A", self.lora_a), ("B", self.lora_b)
 
-    def delta(self) -> Tensor:
-        """The dense update (out, in) in fp32."""
-        return self.scale * (self.lora_b @ self.lora_a)
-
     @torch.no_grad()
     def folded(self) -> Tensor:
         """The weight (out, in) with the update in it: computed in fp32, rounded once to what the
@@ -84,7 +80,9 @@ class LoraLinear(nn.Module):
         base = self.base
         is_coded = isinstance(base, QuantLinear)
         dense = base.dense(torch.float32) if is_coded else upright(base).detach().float()
-        return (dense + self.delta()).to(base.dtype if is_coded else base.weight.dtype)
+        # One product into one new matrix: a large layer is there twice in fp32, not four times.
+        found = torch.addmm(dense, self.lora_b, self.lora_a, alpha=self.scale)
+        return found.to(base.dtype if is_coded else base.weight.dtype)
 
 
 def together(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
