@@ -342,3 +342,23 @@ def test_an_error_of_half_a_step_of_bf16_is_not_rounded_away_again() -> None:
     assert torch.equal(rough, noise.rough_in_bf16("a", weight))
     assert (rough != weight.float()).float().mean() > 0.99
     assert ((rough - weight.float()).abs() <= weight.float().abs() * 2.0**-8 + 1e-9).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "falcon"])
+def test_lines_heard_at_once_are_as_each_alone(family: str) -> None:
+    model = build_family(family)
+    probes = [
+        Probe("short", (5, 6, 7), (8, 9)),
+        Probe("long", tuple(range(20, 45)), (9, 10, 11, 12)),
+        Probe("silent", (3, 4), ()),
+    ]
+    lines = hear(model, probes, frozenset({2}), max_new_tokens=6)
+    for one, two in zip(follow(model, lines), follow(model, lines, at_once=True), strict=True):
+        assert (one.probe, one.prompt, one.answer, one.greedy) == (
+            two.probe,
+            two.prompt,
+            two.answer,
+            two.greedy,
+        )
+        assert two.nats == pytest.approx(one.nats, abs=1e-5)
+        assert two.leads == pytest.approx(one.leads, abs=1e-5)

@@ -8,6 +8,7 @@ from conftest import build_model
 from test_families import SIZES, build
 from transformers import GemmaConfig, GemmaForCausalLM
 
+from timechat.model import fused
 from timechat.model.fused import fuse
 from timechat.model.load import still
 
@@ -63,6 +64,19 @@ def test_a_norm_of_another_make_is_left_alone() -> None:
     model = GemmaForCausalLM(GemmaConfig(**sizes))
     fuse(model)
     assert "forward" not in vars(model.model.norm)
+
+
+def test_without_sources_nothing_is_taken_for_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: object) -> str:
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(fused.inspect, "getsource", missing)
+    fused._words.cache_clear()
+    model = build("gemma")
+    try:
+        assert fuse(model) == 0
+    finally:
+        fused._words.cache_clear()
 
 
 def test_an_exchanged_activation_is_obeyed() -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from timechat.engine.torch import TorchEngine
@@ -129,9 +130,15 @@ def hear(
 
 
 def follow(
-    model: PreTrainedModel, lines: Sequence[Line], progress: Progress = lambda _: None
+    model: PreTrainedModel,
+    lines: Sequence[Line],
+    progress: Progress = lambda _: None,
+    at_once: bool = False,
 ) -> list[Line]:
-    """The same tokens as another model hears them."""
+    """The same tokens as another model hears them: one line after the other, or `at_once`, for a
+    model whose weights cost more to come by than the lines to read."""
+    if at_once:
+        return _side_by_side(model, lines)
     heard: list[Line] = []
     for line in lines:
         heard.append(_line(model, line.probe, line.prompt, line.answer, line.greedy))
@@ -236,9 +243,38 @@ def _line(
     if not answer:
         return Line(name, prompt, answer, greedy, (), ())
     ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0].float()
-    logits = logits[-len(answer) :]
-    targets = torch.tensor(answer, device=logits.device)[:, None]
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0]
+    return _heard(name, prompt, answer, greedy, logits[-len(answer) :])
+
+
+@torch.inference_mode()
+def _side_by_side(model: PreTrainedModel, lines: Sequence[Line]) -> list[Line]:
+    """All lines in one pass, padding behind them, where no token of theirs can see it."""
+    rows = [[*line.prompt, *line.answer[:-1]] for line in lines]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for row, place in zip(rows, ids, strict=True):
+        place[: len(row)] = torch.tensor(row)
+    # The first place that any answer is told from.
+    first = min(len(line.prompt) for line in lines) - 1
+    logits = model(
+        input_ids=ids.to(model.device),
+        attention_mask=torch.ones_like(ids).to(model.device),
+        use_cache=False,
+        logits_to_keep=ids.shape[1] - first,
+    ).logits[:, -(ids.shape[1] - first) :]
+    return [
+        _heard(line.probe, line.prompt, line.answer, line.greedy, found[at : at + len(line.answer)])
+        for line, found in zip(lines, logits, strict=True)
+        for at in (len(line.prompt) - 1 - first,)
+    ]
+
+
+def _heard(
+    name: str, prompt: tuple[int, ...], answer: tuple[int, ...], greedy: bool, logits: Tensor
+) -> Line:
+    """A line out of the logits (n, V) that its answer's tokens were told from."""
+    logits = logits.float()
+    targets = torch.tensor(answer, dtype=torch.long, device=logits.device)[:, None]
     nats = logits.log_softmax(-1).gather(1, targets)
     others = logits.scatter(1, targets, -torch.inf)
     leads = logits.gather(1, targets)[:, 0] - others.max(-1).values

@@ -147,9 +147,9 @@ def check_export(loaded: Loaded, examples: Sequence[Example], best: Path) -> Che
         # As the base's files have it, whatever it computes in.
         stored = Weights(loaded.source.folder).dtype
         with merged(loaded.model, lambda _, weight: weight.to(stored)):
-            heard = gate.follow(loaded.model, lines)
+            heard = gate.follow(loaded.model, lines, at_once=is_large)
         with merged(loaded.model, lambda name, w: noise.rough_in_bf16(name, w.to(stored))):
-            rough = gate.follow(loaded.model, lines)
+            rough = gate.follow(loaded.model, lines, at_once=is_large)
     else:
         what = "the saved model, loaded again, against what was evaluated"
         again = load(resolve(str(best))).model
